@@ -1,0 +1,7 @@
+//! Tunnels between a pool and a server, over pipes and over TLS.
+
+mod fixtures;
+mod pool;
+mod server;
+mod tls;
+mod tunnel;
