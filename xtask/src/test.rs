@@ -106,6 +106,9 @@ fn conclude(results: &[(&str, Tally)]) -> ExitCode {
         for (test, reason) in &tally.ignored {
             println!("{tier}: ignored: {test}: {reason}");
         }
+        for (test, said) in &tally.wavered {
+            println!("{tier}: WAVERED: {test}: passed only the second time; the first time: {said}");
+        }
         for test in &tally.failed {
             println!("{tier}: FAILED: {test}");
         }

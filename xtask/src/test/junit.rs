@@ -1,4 +1,5 @@
-//! Reads the report that nextest writes: which tests passed, which failed, and which said that they could not run.
+//! Reads the report that nextest writes: which tests passed, which failed, which did both, and which said that they could
+//! not run.
 //!
 //! A test that cannot run says so on a line of its standard error, `ignored: REASON`. That is more than libtest's own
 //! attribute can do: whether there is root or a tool is known when the test runs, not when it is compiled.
@@ -20,6 +21,9 @@ pub(crate) fn read(xml: &str) -> Tally {
             tally.ignored.push((name, reason.to_owned()));
         } else {
             tally.passed += 1;
+            if let Some((_, first)) = case.split_once("<flakyFailure") {
+                tally.wavered.push((name, attribute(first, "message")));
+            }
         }
     }
     tally
@@ -84,6 +88,16 @@ bye</system-err>
                 ("net tests::says_more".to_owned(), "nginx is not installed".to_owned()),
             ]
         );
+    }
+
+    #[test]
+    fn a_test_that_passed_the_second_time_says_what_the_first_one_said() {
+        let xml = r#"<testcase name="t::slow" classname="netns">
+            <flakyFailure time="1.2" message="panicked at &quot;a&quot;" type="test failure with exit code 101">
+            <system-err>thread panicked</system-err></flakyFailure><system-out>ok</system-out></testcase>"#;
+        let tally = read(xml);
+        assert_eq!(tally.line(), "1 passed, 0 failed, 0 ignored");
+        assert_eq!(tally.wavered, [("netns t::slow".to_owned(), "panicked at \"a\"".to_owned())]);
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub(crate) struct Tally {
     pub(crate) failed: Vec<String>,
     /// Tests that could not run here, and why.
     pub(crate) ignored: Vec<(String, String)>,
+    /// Tests that failed and then passed, and what they said when they failed. They count as passed.
+    pub(crate) wavered: Vec<(String, String)>,
 }
 
 impl Tally {
@@ -21,6 +23,7 @@ impl Tally {
         self.passed += other.passed;
         self.failed.extend(other.failed);
         self.ignored.extend(other.ignored);
+        self.wavered.extend(other.wavered);
     }
 
     pub(crate) fn line(&self) -> String {
