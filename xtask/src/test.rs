@@ -127,19 +127,13 @@ fn conclude(results: &[(&str, Tally)]) -> ExitCode {
 }
 
 fn nextest(filter: &str, full: bool) -> anyhow::Result<Tally> {
+    let profile = if full { "full" } else { "tiers" };
     // nextest keeps its reports below the workspace, wherever the build goes (`[store]` in .config/nextest.toml).
-    let report = repo::root().join("target/nextest/tiers/junit.xml");
+    let report = repo::root().join(format!("target/nextest/{profile}/junit.xml"));
     // Whatever is read afterwards is of this run.
     let _ = std::fs::remove_file(&report);
-    let mut run = Run::cargo().args([
-        "nextest",
-        "run",
-        "--cargo-quiet",
-        "--workspace",
-        "--profile=tiers",
-        "-E",
-        filter,
-    ]);
+    let mut run = Run::cargo().args(["nextest", "run", "--cargo-quiet", "--workspace"]);
+    run = run.args(["--profile", profile, "-E", filter]);
     if full {
         run = run.env(FULL, "1");
     } else {
