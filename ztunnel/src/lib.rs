@@ -18,6 +18,7 @@ pub mod connections;
 pub mod control;
 pub mod departures;
 pub mod dns;
+mod floods;
 pub mod inbound;
 pub mod limits;
 pub mod local;

@@ -13,6 +13,7 @@ use telemetry::metrics::{
 };
 
 use crate::connections::Ending;
+use crate::floods::Floods;
 use crate::quota::{Lack, Resource};
 use crate::relay::BrokenOff;
 use crate::review;
@@ -36,6 +37,8 @@ pub struct Metrics {
     malformed_requests: Counter,
     tunnel_connections_taken: Counter,
     tunnel_connections_lost: Counter,
+    /// Tunnel connections that were flooded.
+    pub(crate) floods: Floods,
     quota_refusals: Family<ByReason, Counter>,
     quota_used: Family<ByResource, Gauge>,
     quota_bound: Family<ByResource, Gauge>,
@@ -134,6 +137,7 @@ impl Metrics {
             "Tunnel connections of authenticated peers that ended by an error of transport or protocol",
             metrics.tunnel_connections_lost.clone(),
         );
+        metrics.floods.register(registry);
         metrics.register_quotas(registry);
         metrics
     }

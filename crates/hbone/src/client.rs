@@ -63,6 +63,11 @@ pub trait Connector: 'static {
 
     /// Whether a peer that was reached would still be accepted. Asked before each stream, so it should cost little.
     fn holds(&self, peer: &Self::Peer) -> bool;
+
+    /// Hears that a connection that stood has ended before its time. Must not block.
+    fn lost(&self, key: &Key, why: &TransportError) {
+        let _ = (key, why);
+    }
 }
 
 /// A peer that was reached.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
+use crate::frames::Flood;
+
 /// Why a connection, or a stream on it, was lost.
 #[derive(Clone, Debug)]
 pub enum TransportError {
@@ -18,6 +20,14 @@ pub enum TransportError {
     Silent(Duration),
     /// The start of HTTP/2 took too long.
     Slow(Duration),
+    /// The peer sends more than it may of what carries nothing, and this side ended the connection.
+    Flood(Flood),
+}
+
+impl From<Flood> for TransportError {
+    fn from(flood: Flood) -> Self {
+        Self::Flood(flood)
+    }
 }
 
 impl fmt::Display for TransportError {
@@ -28,6 +38,7 @@ impl fmt::Display for TransportError {
             Self::Protocol(code) => write!(f, "the peer does not speak HTTP/2 as it must: {code}"),
             Self::Silent(patience) => write!(f, "no answer to a PING for {patience:?}"),
             Self::Slow(limit) => write!(f, "HTTP/2 did not start within {limit:?}"),
+            Self::Flood(flood) => flood.fmt(f),
         }
     }
 }

@@ -23,6 +23,7 @@ mod baggage;
 pub mod client;
 mod error;
 mod forwarded;
+pub mod frames;
 mod headers;
 mod keepalive;
 pub mod server;

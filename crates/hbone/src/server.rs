@@ -11,9 +11,10 @@ use model::NetworkId;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
+use crate::frames::{End, Flood};
 use crate::headers::{self, Head};
 use crate::keepalive::Pinger;
-use crate::witness::{FirstError, Witness};
+use crate::witness::{Notes, Witness};
 use crate::{Authority, Baggage, BaggageHeader, Forwarded, Settings, Traceparent, TransportError, Tunnel};
 
 /// A peer's connection.
@@ -22,7 +23,7 @@ use crate::{Authority, Baggage, BaggageHeader, Forwarded, Settings, Traceparent,
 /// too. Dropping the connection ends its tunnels.
 pub struct Connection<Io> {
     http: h2::server::Connection<Witness<Io>, Bytes>,
-    first: FirstError,
+    notes: Notes,
     pinger: Pinger,
     draining: bool,
     _on_one_thread: PhantomData<Rc<()>>,
@@ -33,12 +34,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     /// Starts HTTP/2 on a connection, waiting at most [`Settings::handshake_timeout`] for the peer's part.
     pub async fn handshake(io: Io, settings: &Settings) -> Result<Self, TransportError> {
         let limit = settings.handshake_timeout;
-        let (io, first) = Witness::new(io);
+        let (io, notes) = Witness::new(io, End::Server, settings);
         let handshake = timeout(limit, settings.server().handshake(io));
         let mut http =
-            handshake.await.map_err(|_| TransportError::Slow(limit))?.map_err(|e| first.resolve(e))?;
+            handshake.await.map_err(|_| TransportError::Slow(limit))?.map_err(|e| notes.resolve(e))?;
         let pinger = Pinger::new(settings, http.ping_pong());
-        Ok(Self { http, first, pinger, draining: false, _on_one_thread: PhantomData, malformed: 0 })
+        Ok(Self { http, notes, pinger, draining: false, _on_one_thread: PhantomData, malformed: 0 })
     }
 
     /// The next request; nothing once the connection has ended and all its tunnels with it. Cancel-safe.
@@ -58,19 +59,30 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
             if let Poll::Ready(silent) = self.pinger.poll_silent(cx) {
                 return Poll::Ready(Err(silent));
             }
-            let (request, mut respond) = match self.http.poll_accept(cx) {
+            let accepted = self.http.poll_accept(cx);
+            if let Some(flood) = self.notes.flood() {
+                return Poll::Ready(Err(self.give_up(flood, cx)));
+            }
+            let (request, respond) = match accepted {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(Ok(None)),
-                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(self.first.resolve(e))),
+                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(self.notes.resolve(e))),
                 Poll::Ready(Some(Ok(stream))) => stream,
             };
+            let mut answer = Answer { respond, notes: self.notes.clone() };
             if let Some(head) = headers::read_request(&request) {
-                return Poll::Ready(Ok(Some(ConnectRequest::new(head, respond, request.into_body()))));
+                return Poll::Ready(Ok(Some(ConnectRequest::new(head, answer, request.into_body()))));
             }
             self.malformed += 1;
-            // If this fails, the stream is gone and nobody waits for the answer.
-            let _ = respond.send_response(headers::write_response(StatusCode::BAD_REQUEST, None), true);
+            answer.refuse(StatusCode::BAD_REQUEST);
         }
+    }
+
+    /// Ends all streams, and tells the peer why (GOAWAY with ENHANCE_YOUR_CALM) if it takes that at once.
+    fn give_up(&mut self, flood: Flood, cx: &mut Context<'_>) -> TransportError {
+        self.http.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+        let _ = self.http.poll_closed(cx);
+        flood.into()
     }
 
     /// How many requests were answered with 400 and not shown, since this was last asked.
@@ -97,14 +109,32 @@ impl<Io> std::fmt::Debug for Connection<Io> {
 /// A peer's wish for a tunnel, to be accepted or refused. Dropping it resets the stream.
 pub struct ConnectRequest {
     head: Head,
-    respond: h2::server::SendResponse<Bytes>,
+    answer: Answer,
     body: h2::RecvStream,
     _on_one_thread: PhantomData<Rc<()>>,
 }
 
+/// What a request is answered with.
+struct Answer {
+    respond: h2::server::SendResponse<Bytes>,
+    notes: Notes,
+}
+
+impl Answer {
+    /// Sends the answer's head. It fails where the stream is gone, which is noted.
+    fn send(&mut self, response: http::Response<()>, end: bool) -> Result<h2::SendStream<Bytes>, h2::Error> {
+        self.respond.send_response(response, end).inspect_err(|_| self.notes.withdrew())
+    }
+
+    /// Nobody waits for the answer if the stream is gone.
+    fn refuse(&mut self, status: StatusCode) {
+        let _ = self.send(headers::write_response(status, None), true);
+    }
+}
+
 impl ConnectRequest {
-    fn new(head: Head, respond: h2::server::SendResponse<Bytes>, body: h2::RecvStream) -> Self {
-        Self { head, respond, body, _on_one_thread: PhantomData }
+    fn new(head: Head, answer: Answer, body: h2::RecvStream) -> Self {
+        Self { head, answer, body, _on_one_thread: PhantomData }
     }
 
     /// Where the tunnel is to end.
@@ -139,21 +169,19 @@ impl ConnectRequest {
 
     /// Waits until the peer no longer wants the tunnel, so that deciding and connecting can stop. Cancel-safe.
     pub async fn withdrawn(&mut self) {
-        poll_fn(|cx| self.respond.poll_reset(cx).map(|_| ())).await;
+        poll_fn(|cx| self.answer.respond.poll_reset(cx).map(|_| ())).await;
     }
 
     /// Answers 200: the policy allowed it and the application is connected. `baggage` tells the peer about the
     /// application's workload. Fails where the peer has gone meanwhile.
     pub fn accept(mut self, baggage: Option<&BaggageHeader>) -> Result<Tunnel, TransportError> {
-        let send = self.respond.send_response(headers::write_response(StatusCode::OK, baggage), false)?;
+        let send = self.answer.send(headers::write_response(StatusCode::OK, baggage), false)?;
         Ok(Tunnel::new(send, self.body, None))
     }
 
     /// Answers with the refusal's status and nothing more.
     pub fn refuse(mut self, refusal: Refusal) {
-        let response = headers::write_response(refusal.status(), None);
-        // If this fails, the stream is gone and nobody waits for the answer.
-        let _ = self.respond.send_response(response, true);
+        self.answer.refuse(refusal.status());
     }
 }
 

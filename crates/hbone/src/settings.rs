@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use crate::frames::Rate;
+
+/// The least that the largest frame may be (RFC 9113 6.5.2).
+const FRAME_LEAST: u32 = 16 << 10;
+
 /// Limits and timings of tunnel connections; the defaults are those that peers use.
 ///
 /// Windows end at 2 GiB and frames lie between 16 KiB and 16 MiB (RFC 9113 6.5.2); other values panic where they are used.
@@ -30,6 +35,13 @@ pub struct Settings {
     /// below 256 bytes counts with what it lacks to them. More end the connection. It bounds what a peer can make us keep
     /// by sending byte by byte; an application that streams small messages to one that stalls must not come near it.
     pub framing_budget: usize,
+    /// Frames that carry nothing ([`crate::frames`]): 20,000 at once and 10,000 a second, which is some hundred times what
+    /// peers send, and a hundredth of a core. More end the connection.
+    pub empty_frames: Rate,
+    /// Requests that a peer takes back before they are answered: 2,000 at once and 1,000 a second. Each has cost a decision
+    /// and perhaps a connection to the application, so that there are to be fewer of these (CVE-2023-44487, where the
+    /// server looks at them in time).
+    pub withdrawals: Rate,
     /// How long a connection to a peer may take to stand, or the answer to a CONNECT to come, before that gives a reason to
     /// look elsewhere or to ask whether the peer is there: 1 s, the time after which TCP sends a lost SYN again.
     pub hurry: Duration,
@@ -63,6 +75,8 @@ impl Default for Settings {
             pending_resets: 100,
             error_resets: 256,
             framing_budget: 64 << 20,
+            empty_frames: Rate { burst: 20_000, per_second: 10_000 },
+            withdrawals: Rate { burst: 2_000, per_second: 1_000 },
             hurry: Duration::from_secs(1),
             doubt: Duration::from_secs(2),
             ping_interval: Duration::from_secs(10),
@@ -79,8 +93,11 @@ impl Settings {
     /// The same for a connection on which only so many bytes may be in flight to this side. One stream gets a quarter of
     /// them at most, so that a reader who stalls does not stop the others.
     pub fn within(&self, window: u32) -> Self {
-        let window = window.min(self.connection_window);
-        Self { connection_window: window, stream_window: self.stream_window.min(window / 4), ..self.clone() }
+        let connection_window = window.min(self.connection_window);
+        let stream_window = self.stream_window.min(window / 4);
+        // A frame is gathered before it is looked at, so that one that the window forbids must not be let begin.
+        let max_frame = self.max_frame.min(stream_window.max(FRAME_LEAST));
+        Self { connection_window, stream_window, max_frame, ..self.clone() }
     }
 
     pub(crate) fn server(&self) -> h2::server::Builder {

@@ -155,6 +155,9 @@ async fn tunnels<N: Network>(
                     Ok(None) => return,
                     Err(error) => {
                         served.proxy.metrics.tunnel_connection_lost();
+                        let floods = &served.proxy.metrics.floods;
+                        let who = format_args!("{} at {}", peer.proof.id(), peer.addr.ip());
+                        floods.notice(&error, Direction::Inbound, &served.pod.local.name, &who);
                         tracing::debug!(peer = %peer.addr, error = &error as &dyn std::error::Error, "tunnel connection lost");
                         return;
                     }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::client::{ConnectRequest, Connector, Key, OpenError, Pool, Reached};
-use hbone::{Settings, Tunnel};
+use hbone::{Settings, TransportError, Tunnel};
 use identity::{End, FetchError, PeerError, Proof, TlsFailure};
 use model::Service;
 use net::Network;
+use telemetry::access::Direction;
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
@@ -22,6 +23,7 @@ use super::plan::Beyond;
 use super::via::{DialError, Via};
 use crate::connections::Live;
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::pod::{Pod, Served};
 use crate::relay::BrokenOff;
 
@@ -32,6 +34,7 @@ struct Inside<N: Network> {
     request: ConnectRequest,
     pod: Arc<Pod<N>>,
     limits: Limits,
+    metrics: Metrics,
 }
 
 /// Why an endpoint in another network cannot be reached.
@@ -87,6 +90,10 @@ impl<N: Network> Connector for Inside<N> {
     fn holds(&self, peer: &Both) -> bool {
         peer.endpoint.holds().is_ok() && peer.gateway.holds().is_ok()
     }
+
+    fn lost(&self, key: &Key, why: &TransportError) {
+        self.metrics.floods.notice(why, Direction::Outbound, &self.pod.local.name, &key.address);
+    }
 }
 
 /// Opens a tunnel within a tunnel. The outer one is on a connection of this pod's pool. The inner one has a connection to
@@ -109,6 +116,7 @@ pub(super) async fn tunnel<N: Network>(
         request: outer,
         pod: served.pod.clone(),
         limits: proxy.limits.clone(),
+        metrics: proxy.metrics.clone(),
     };
     // Each step has a limit of its own, and gives its own reason.
     let steps = proxy.limits.reaching() + proxy.hbone.answer_timeout + proxy.limits.reaching();

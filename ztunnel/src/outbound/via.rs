@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hbone::TransportError;
 use hbone::client::{Connector, Key, Reached};
 use identity::{End, FetchError, PeerError, Proof, TlsFailure};
 use net::{Dial, Network, Source};
@@ -118,5 +119,9 @@ impl<N: Network> Connector for Via<N> {
     fn holds(&self, peer: &Arc<Proof>) -> bool {
         // The clock may have been set ahead since it was reached.
         peer.holds().is_ok() && !peer.time_left().is_zero()
+    }
+
+    fn lost(&self, key: &Key, why: &TransportError) {
+        self.metrics.floods.notice(why, Direction::Outbound, &self.pod.local.name, &key.address);
     }
 }

@@ -12,8 +12,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Reached;
 use super::core::Reap;
+use crate::frames::End;
 use crate::keepalive::{Inquiry, Pinger};
-use crate::witness::{FirstError, Witness};
+use crate::witness::{Notes, Witness};
 use crate::{Settings, TransportError};
 
 /// A connection that speaks HTTP/2, not yet driven.
@@ -21,7 +22,7 @@ pub(super) struct Connection<Io: AsyncRead + AsyncWrite + Unpin> {
     http: h2::client::Connection<Witness<Io>, Bytes>,
     pinger: Pinger,
     until: Option<Instant>,
-    first: FirstError,
+    notes: Notes,
     // Dropped after the byte stream.
     _held: Option<Box<dyn Any>>,
 }
@@ -31,8 +32,8 @@ pub(super) struct Connection<Io: AsyncRead + AsyncWrite + Unpin> {
 pub(super) struct Opener<Peer> {
     pub(super) send: SendRequest<Bytes>,
     pub(super) peer: Peer,
-    /// What the connection failed with, if it has.
-    pub(super) first: FirstError,
+    /// What the connection failed with, if it has, and what its peer sends.
+    pub(super) notes: Notes,
     /// Whether the peer is there.
     pub(super) inquiry: Inquiry,
 }
@@ -45,15 +46,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
         let Reached { io, peer, until, window, held } = reached;
         let settings = &window.map_or_else(|| settings.clone(), |window| settings.within(window));
         let limit = settings.handshake_timeout;
-        let (io, first) = Witness::new(io);
+        let (io, notes) = Witness::new(io, End::Client, settings);
         let handshake = timeout(limit, settings.client().handshake(io));
         let (send, mut http) =
-            handshake.await.map_err(|_| TransportError::Slow(limit))?.map_err(|e| first.resolve(e))?;
+            handshake.await.map_err(|_| TransportError::Slow(limit))?.map_err(|e| notes.resolve(e))?;
         let pinger = Pinger::new(settings, http.ping_pong());
         let inquiry = pinger.inquiry();
         Ok((
-            Self { http, pinger, until, first: first.clone(), _held: held },
-            Opener { send, peer, first, inquiry },
+            Self { http, pinger, until, notes: notes.clone(), _held: held },
+            Opener { send, peer, notes, inquiry },
         ))
     }
 
@@ -85,7 +86,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
             if let Poll::Ready(silent) = self.pinger.poll_silent(cx) {
                 return Poll::Ready(Err(silent));
             }
-            Pin::new(&mut self.http).poll(cx).map_err(|e| self.first.resolve(e))
+            let ended = Pin::new(&mut self.http).poll(cx).map_err(|e| self.notes.resolve(e));
+            match self.notes.flood() {
+                Some(flood) => Poll::Ready(Err(flood.into())),
+                None => ended,
+            }
         })
         .await
     }

@@ -18,7 +18,7 @@ use super::core::{Checkout, ConnectionId, Core, Reap};
 use super::{ConnectRequest, Connector, Key, OpenError, Opened, Shared};
 use crate::headers;
 use crate::keepalive::Inquiry;
-use crate::witness::FirstError;
+use crate::witness::Notes;
 use crate::{Settings, TransportError, Tunnel};
 
 /// How often a stream looks for a place before it gives up: each further look means that a connection came to stand and
@@ -127,7 +127,7 @@ impl<C: Connector> Pool<C> {
     ) -> Result<Opened<C::Peer>, OpenError<C::Error>> {
         let place = self.place(key, request.alternatives).await?;
         let (id, reused) = (place.slot.id, place.reused);
-        let Lost { error, first } = match self.send(place, request).await {
+        let Lost { error, notes } = match self.send(place, request).await {
             Err(Attempt::Lost(lost)) => lost,
             Err(Attempt::Silent) => {
                 self.inner.forget(id);
@@ -150,7 +150,7 @@ impl<C: Connector> Pool<C> {
         let unprocessed = refused || (error.is_go_away() && error.is_remote());
         let stale = reused && !error.is_reset();
         if !(unprocessed || stale) {
-            return Err(OpenError::Lost(first.resolve(error)));
+            return Err(OpenError::Lost(notes.resolve(error)));
         }
         debug!(reason = %error, "stream not taken up, trying another connection");
         self.again(key, request).await
@@ -233,7 +233,7 @@ impl<C: Connector> Pool<C> {
             if let Poll::Ready(Err(error)) = ready {
                 inner.forget(id);
                 if !reused {
-                    return Err(OpenError::Lost(opener.first.resolve(error)));
+                    return Err(OpenError::Lost(opener.notes.resolve(error)));
                 }
                 debug!(reason = %error, "connection takes no more streams");
                 continue;
@@ -256,10 +256,11 @@ impl<C: Connector> Pool<C> {
         place: Place<C::Peer>,
         request: &ConnectRequest,
     ) -> Result<Opened<C::Peer>, Attempt<C::Error>> {
-        let Place { slot, opener: Opener { mut send, peer, first, inquiry }, .. } = place;
+        let Place { slot, opener: Opener { mut send, peer, notes, inquiry }, .. } = place;
         let request = headers::write_request(request).ok_or(Attempt::Failed(OpenError::Authority))?;
-        let lost = |error| Attempt::Lost(Lost { error, first: first.clone() });
+        let lost = |error| Attempt::Lost(Lost { error, notes: notes.clone() });
         let (answer, body) = send.send_request(request, false).map_err(lost)?;
+        notes.opened();
         // A handle for new streams would keep an idle connection from closing.
         drop(send);
         let answer = self.inner.answer(answer, &inquiry).await?.map_err(lost)?;
@@ -285,7 +286,7 @@ enum Attempt<E> {
 /// A stream's end before its answer, and its connection's.
 struct Lost {
     error: h2::Error,
-    first: FirstError,
+    notes: Notes,
 }
 
 impl<E> Attempt<E> {
@@ -293,7 +294,7 @@ impl<E> Attempt<E> {
         match self {
             Self::Failed(e) => e,
             Self::Silent => OpenError::Silent,
-            Self::Lost(Lost { error, first }) => OpenError::Lost(first.resolve(error)),
+            Self::Lost(Lost { error, notes }) => OpenError::Lost(notes.resolve(error)),
         }
     }
 }
@@ -440,7 +441,10 @@ async fn run<C: Connector>(
     let ended = connection.drive(Instant::now() + settings.idle_release, reap, retire).await;
     match ended {
         Ok(()) => debug!(address = %key.address, "connection closed"),
-        Err(reason) => debug!(address = %key.address, %reason, "connection lost"),
+        Err(reason) => {
+            debug!(address = %key.address, %reason, "connection lost");
+            connector.lost(&key, &reason);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hbone::client::{ConnectRequest, Connector, Holder, Key, Pool, Reached};
-use hbone::{Settings, server};
+use hbone::{Settings, TransportError, server};
 use model::{IdentitySet, SpiffeId, Uid};
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::{Notify, mpsc};
@@ -46,6 +46,8 @@ pub(crate) struct Pipes {
     pub(crate) refused: Rc<Cell<usize>>,
     /// What happens to the next attempts, before they succeed.
     pub(crate) fate: Rc<RefCell<VecDeque<Fate>>>,
+    /// Why those were lost that have been.
+    pub(crate) lost: Rc<RefCell<Vec<TransportError>>>,
 }
 
 #[derive(Clone)]
@@ -79,6 +81,10 @@ impl Connector for Pipes {
     fn holds(&self, peer: &usize) -> bool {
         *peer > self.refused.get()
     }
+
+    fn lost(&self, _: &Key, why: &TransportError) {
+        self.lost.borrow_mut().push(why.clone());
+    }
 }
 
 /// A pool, its connector, and the pipes' far ends in the order of their opening.
@@ -96,6 +102,7 @@ pub(crate) fn bench(settings: Settings) -> Bench {
         life: Rc::default(),
         refused: Rc::default(),
         fate: Rc::default(),
+        lost: Rc::default(),
     };
     Bench { pool: Pool::new(pipes.clone(), settings), pipes, peers: far }
 }
@@ -145,7 +152,7 @@ pub(crate) async fn echo(mut connection: Connection) {
 pub(crate) async fn serve<F: Future<Output = ()> + 'static>(
     mut connection: Connection,
     each: impl Fn(server::ConnectRequest) -> F,
-) -> Result<(), hbone::TransportError> {
+) -> Result<(), TransportError> {
     while let Some(request) = connection.accept().await? {
         spawn_local(each(request));
     }
