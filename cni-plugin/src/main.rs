@@ -18,7 +18,7 @@ use runtime::hardening::{Program, harden};
 use runtime::{Env, Grace, Readiness, Tasks, admin, log_config};
 use telemetry::access::Chain;
 use telemetry::log::{LogHandle, LogOutput};
-use telemetry::metrics::{Exposition, Registry, register_build};
+use telemetry::metrics::{Exposition, PageMetrics, Registry, register_build};
 
 fn main() -> ExitCode {
     match begin(Cli::parse()) {
@@ -76,6 +76,7 @@ async fn run(options: Run, log: LogHandle) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     register_build(&mut registry, "ambit-agent", env!("CARGO_PKG_VERSION"));
     let status = Status::register(&mut registry);
+    let page_metrics = PageMetrics::register(&mut registry);
     let http = admin::bind(options.http)?;
     let pages = admin::readiness(readiness.clone())
         .merge(admin::metrics(Exposition::new(registry)))
@@ -83,7 +84,7 @@ async fn run(options: Run, log: LogHandle) -> anyhow::Result<()> {
         .merge(status.pages());
     let agent = Agent::start(options.settings()?, readiness.part("agent"), status)?;
     let pages = pages.merge(ztunnels::pages(agent.ztunnels()));
-    admin::serve(&tasks, "http", http, pages)?;
+    admin::serve(&tasks, "http", http, pages, &page_metrics)?;
     let stopping = tasks.draining();
     tasks.spawn_vital("agent", async move {
         tokio::select! {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use telemetry::metrics::{CsrFailure, PilotMetrics, PushTrigger};
-use xds::server::{Acknowledged, IssueError, Observer, Peer, Push};
+use xds::server::{Acknowledged, IssueError, Observer, Peer, Push, TurnedAway};
 
 /// Counts.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct Counts {
 impl Counts {
     /// Counts on these families.
     pub fn new(metrics: PilotMetrics) -> Self {
+        // From the first scrape on, so that their rise shows.
+        TurnedAway::ALL.iter().for_each(|why| metrics.may_turn_away(why.as_str()));
         Self { metrics, connected: AtomicUsize::new(0) }
     }
 }
@@ -39,6 +41,10 @@ impl Observer for Counts {
         if !acknowledged.refused.is_empty() {
             self.metrics.nacked(acknowledged.type_url.as_str());
         }
+    }
+
+    fn turned_away(&self, why: TurnedAway) {
+        self.metrics.turned_away(why.as_str());
     }
 
     fn issued(&self, _: &Peer, error: Option<&IssueError>) {

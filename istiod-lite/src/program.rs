@@ -8,9 +8,9 @@ use identity::SystemClock;
 use identity::signer::{Signer, SignerSettings};
 use manifest::source::Directory;
 use runtime::{Readiness, Tasks, admin};
-use telemetry::metrics::{Exposition, PilotMetrics, Registry, register_build};
+use telemetry::metrics::{Exposition, PageMetrics, PilotMetrics, Registry, register_build};
 use tokio::net::TcpListener;
-use xds::server::{AdsService, Authenticator, CaService, Listen, Observer, Services, serve};
+use xds::server::{AdsService, Authenticator, CaService, Listen, Observer, Services, Strangers, serve};
 
 use crate::authority::Authority;
 use crate::config::Config;
@@ -56,6 +56,7 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
     let mut registry = Registry::default();
     register_build(&mut registry, "pilot", VERSION);
     let metrics = PilotMetrics::register(&mut registry, VERSION);
+    let page_metrics = PageMetrics::register(&mut registry);
     let observer: Arc<dyn Observer> = Arc::new(Counts::new(metrics.clone()));
 
     let source = Directory::watch(&flags.source_dir)?;
@@ -68,18 +69,23 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
     let ads = AdsService::new(feed, tokens.clone(), observer.clone(), tasks.drain_token().clone());
     let ca = CaService::new(authority, tokens, observer);
     let proxies = ads.registry();
-    let secure = Listen { listener: tls, tls: Some(serving) };
+    let secure = Listen { listener: tls, tls: Some(serving), strangers: Strangers::default() };
     let services = Services { ads: ads.clone(), ca: Some(ca) };
     listen("xds-tls", secure, services, tasks);
     if let Some(listener) = plaintext {
         // Certificates are asked for with a bearer token, which must not travel in plaintext.
-        listen("xds-plaintext", Listen { listener, tls: None }, Services { ads, ca: None }, tasks);
+        listen(
+            "xds-plaintext",
+            Listen { listener, tls: None, strangers: Strangers::default() },
+            Services { ads, ca: None },
+            tasks,
+        );
     }
     let known = Pages { shared, registry: proxies, readiness: readiness.clone() };
     let router = http::router(known.clone())
         .merge(admin::readiness(readiness.clone()))
         .merge(admin::metrics(Exposition::new(registry)));
-    admin::serve(tasks, "http", pages, router)?;
+    admin::serve(tasks, "http", pages, router, &page_metrics)?;
     tracing::info!(
         version = VERSION, tls = %tls_address, plaintext = ?plaintext_address,
         http = %http_address, source = %flags.source_dir.display(), "control plane started"

@@ -1,7 +1,6 @@
 //! The pods of this node, and serving them.
 
 pub mod accept;
-mod handshakes;
 mod lane;
 pub mod listeners;
 pub mod registry;

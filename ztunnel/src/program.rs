@@ -8,7 +8,7 @@ use axum::Router;
 use identity::{LiveBundle, SvidStore, SystemClock, TrustDomains};
 use runtime::{Grace, Readiness, StopError, Tasks, admin};
 use telemetry::log::LogHandle;
-use telemetry::metrics::{Exposition, Registry as MetricsRegistry};
+use telemetry::metrics::{Exposition, PageMetrics, Registry as MetricsRegistry};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use xds::client::{AdsClient, Demand};
@@ -84,6 +84,7 @@ async fn serve(config: Config, log: LogHandle) -> Result<(), ProgramError> {
     let relay = Patience { idle: config.idle_timeout.into(), half_closed: config.half_closed_timeout.into() };
     let limits = Limits { tunnel_age, relay, ..Limits::default() };
     let metrics = Metrics::register(&mut families);
+    let page_metrics = PageMetrics::register(&mut families);
     let quotas = Quotas::new(Bounds::derive(&config.quota, machine), metrics.clone());
     let proxy = Arc::new(Proxy {
         mesh: mesh.clone(),
@@ -206,13 +207,13 @@ async fn serve(config: Config, log: LogHandle) -> Result<(), ProgramError> {
                 () = turn.cancelled() => {}
                 () = owner.stopping() => return,
             }
-            match show(&owner, ports, pages) {
+            match show(&owner, ports, pages, &page_metrics) {
                 Ok(()) => owner.stopping().await,
                 Err(error) => tracing::error!(%error, "the pages cannot be served"),
             }
         });
     } else {
-        show(&tasks, ports, pages)?;
+        show(&tasks, ports, pages, &page_metrics)?;
     }
     tracing::info!(node = %config.node.name, shards = config.shards, version = env!("CARGO_PKG_VERSION"), "ztunnel runs");
 
@@ -243,10 +244,10 @@ impl Ports {
     }
 }
 
-fn show(tasks: &Tasks, ports: Ports, pages: Pages) -> io::Result<()> {
-    admin::serve(tasks, "admin", ports.admin.listen()?, pages.admin)?;
-    admin::serve(tasks, "metrics", ports.metrics.listen()?, pages.metrics)?;
-    admin::serve(tasks, "readiness", ports.readiness.listen()?, pages.readiness)
+fn show(tasks: &Tasks, ports: Ports, pages: Pages, metrics: &PageMetrics) -> io::Result<()> {
+    admin::serve(tasks, "admin", ports.admin.listen()?, pages.admin, metrics)?;
+    admin::serve(tasks, "metrics", ports.metrics.listen()?, pages.metrics, metrics)?;
+    admin::serve(tasks, "readiness", ports.readiness.listen()?, pages.readiness, metrics)
 }
 
 async fn revocations(

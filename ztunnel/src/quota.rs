@@ -73,7 +73,7 @@ pub struct Account {
 pub enum Lack {
     /// The pod has as much of it as it may.
     Of(Resource),
-    /// Too many handshakes with the pod were under way, and this one was the oldest.
+    /// Too many handshakes with the pod were under way, and this one was the oldest of the peer that had the most.
     Handshakes,
 }
 
@@ -119,8 +119,10 @@ pub enum Excess {
     /// The proxy's memory is short, and the pod has no less than others.
     #[error("the proxy's memory is short, and the pod has no less than its part of the connections")]
     Pressed,
-    /// There were too many handshakes with the pod, and others are younger.
-    #[error("too many handshakes with the pod are under way, and this one was the slowest")]
+    /// There were too many handshakes with the pod, and the peer had the most and younger ones.
+    #[error(
+        "too many handshakes with the pod are under way, and this was the slowest of the peer that has the most"
+    )]
     Handshakes,
 }
 

@@ -4,6 +4,7 @@
 //! which of its parts stand, serves [`admin`] pages, and hands itself to [`Tasks::run_until_stopped`].
 
 pub mod admin;
+mod crowd;
 mod env;
 pub mod hardening;
 mod limits;
@@ -12,6 +13,7 @@ mod readiness;
 mod tasks;
 mod watched;
 
+pub use crowd::{Crowd, Place};
 pub use env::{Checked, ConfigError, Env, Mistake, Setting, log_config, seccomp};
 pub use limits::raise_descriptor_limit;
 pub use quantity::{ByteSize, ParseByteSizeError, ParseSpanError, Span};

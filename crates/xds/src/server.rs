@@ -7,9 +7,12 @@
 
 use std::sync::Arc;
 
+use thiserror::Error;
+
 mod ads;
 mod authenticate;
 mod ca;
+mod door;
 mod entry;
 mod listen;
 mod node;
@@ -24,6 +27,7 @@ mod subscription;
 pub use ads::{AdsService, Feed};
 pub use authenticate::{AuthenticateError, Authenticator};
 pub use ca::{CaService, IssueError, IssueRequest, Issuer, Subject};
+pub use door::Strangers;
 pub use entry::Entry;
 pub use listen::{Listen, ListenError, Services, serve};
 pub use node::NodeId;
@@ -83,6 +87,11 @@ pub trait Observer: Send + Sync + 'static {
         let _ = acknowledged;
     }
 
+    /// A connection was ended, or never taken up.
+    fn turned_away(&self, why: TurnedAway) {
+        let _ = why;
+    }
+
     /// A certificate was asked for; `error` says why there is none.
     fn issued(&self, peer: &Peer, error: Option<&IssueError>) {
         let _ = (peer, error);
@@ -91,6 +100,38 @@ pub trait Observer: Send + Sync + 'static {
 
 /// Hears nothing.
 impl Observer for () {}
+
+/// Why a connection is not served any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum TurnedAway {
+    /// TLS failed.
+    #[error("the TLS handshake failed")]
+    Tls,
+    /// No call with a good token came in time.
+    #[error("nobody proved in time who he is")]
+    Late,
+    /// Too many had not proved who they are yet, and whoever this is had the most of them.
+    #[error("there are too many who have not proved who they are")]
+    Displaced,
+    /// Too many frames came that carry nothing.
+    #[error("it was flooded")]
+    Flood,
+}
+
+impl TurnedAway {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Tls, Self::Late, Self::Displaced, Self::Flood];
+
+    /// The word in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+            Self::Late => "late",
+            Self::Displaced => "displaced",
+            Self::Flood => "flood",
+        }
+    }
+}
 
 /// A response that goes out.
 #[derive(Clone, Copy, Debug)]

@@ -47,7 +47,7 @@ pub(crate) async fn terminate<N: Network>(
             return refused(&served, addr, came_to, &excess.into());
         }
     };
-    let under_way = served.handshakes.begin();
+    let under_way = served.handshakes.enter(addr.ip());
     let welcomed = tokio::select! {
         // What is dropped has told nobody anything.
         welcomed = Box::pin(welcome(&served, stream, came_to.ip())) => welcomed,

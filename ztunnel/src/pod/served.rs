@@ -13,6 +13,7 @@ use identity::Proof;
 use model::Workload;
 use net::Network;
 use rand::rngs::SmallRng;
+use runtime::Crowd;
 use telemetry::access::{AccessRecord, Direction, Party};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,6 @@ use tokio_util::task::TaskTracker;
 
 use super::Pod;
 use super::accept::accept;
-use super::handshakes::Handshakes;
 use super::lane::Lane;
 use super::listeners::Listeners;
 use crate::connections::{Connections, Ended, Ending, Live, PodConnections};
@@ -33,6 +33,9 @@ use crate::{inbound, outbound};
 
 /// Descriptors that serving a pod takes on each shard: its listeners, and some of what there is once a pod.
 const DESCRIPTORS: u64 = 8;
+
+/// How many handshakes with a pod are under way on a shard at once.
+const HANDSHAKES: usize = 256;
 
 /// What the pods of one shard share.
 #[derive(Clone, Debug)]
@@ -59,7 +62,7 @@ pub struct Served<N: Network> {
     /// What the pod holds, on all shards.
     pub(crate) account: Arc<Account>,
     /// Those of peers with the pod, on this shard.
-    pub(crate) handshakes: Handshakes,
+    pub(crate) handshakes: Crowd,
     /// The pod's turns on this shard.
     lane: Lane,
     _listeners: Permit,
@@ -99,7 +102,7 @@ impl<N: Network> Served<N> {
             silence,
             rng: RefCell::new(rng),
             account,
-            handshakes: Handshakes::default(),
+            handshakes: Crowd::of(HANDSHAKES),
             lane,
             _listeners: listeners,
             baggage: RefCell::default(),

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use xds::server::{
     AdsService, AuthenticateError, Authenticator, CaService, Change, Entry, IssueError, IssueRequest, Issuer,
-    Listen, Peer, Registry, Services, Snapshot, Subject, serve,
+    Listen, Peer, Registry, Services, Snapshot, Strangers, Subject, serve,
 };
 use xds::{Defaults, Resource};
 
@@ -73,7 +73,11 @@ impl Plane {
             let registry = ads.registry();
             let ca = CaService::new(Arc::new(Anyone(signer.clone())), Arc::new(Tokens), Arc::new(()));
             let tls = Some(signer.serving_config(vec!["127.0.0.1".parse().unwrap()]).unwrap());
-            tokio::spawn(serve(Listen { listener, tls }, Services { ads, ca: Some(ca) }, cancel));
+            tokio::spawn(serve(
+                Listen { listener, tls, strangers: Strangers::default() },
+                Services { ads, ca: Some(ca) },
+                cancel,
+            ));
             (registry, address)
         });
         Self { runtime, feed, registry, address, files }

@@ -3,24 +3,30 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use axum::extract::Request;
+use axum::middleware::map_request;
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use telemetry::metrics::{PageEnd, PageMetrics};
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use crate::Tasks;
+use crate::crowd::Crowd;
 
-/// How many connections a port serves at a time; more wait.
+/// How many connections a port serves at a time. Where there is one more, one gives way ([`Crowd`]).
 const CONNECTIONS: usize = 64;
 /// How long a client may take to send its request's head, and to think between two requests.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a request's head may be. A longer one is answered with 431.
+const HEAD: usize = 64 << 10;
 /// How long one connection may live.
 const LONGEST: Duration = Duration::from_secs(300);
 /// The pause after an `accept` that failed for want of file descriptors: trying at once would spin.
@@ -127,23 +133,33 @@ const ADDRNOTAVAIL: i32 = 99;
 ///
 /// # Errors
 /// If the runtime cannot watch the listener, which must be non-blocking, as [`bind`] makes it.
-pub fn serve(tasks: &Tasks, name: &'static str, listener: TcpListener, router: Router) -> io::Result<()> {
+pub fn serve(
+    tasks: &Tasks,
+    name: &'static str,
+    listener: TcpListener,
+    router: Router,
+    metrics: &PageMetrics,
+) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let (crowd, metrics) = (Crowd::of(CONNECTIONS), metrics.clone());
+    metrics.served(name);
     let (stopping, handing_over, owner) = (tasks.stopping(), tasks.handing_over(), tasks.background());
     let accept = async move {
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, caller)) => {
-                    let router = router.clone().layer(Extension(Caller(caller)));
-                    let (serving, stopping) = (connection(stream, router), owner.stopping());
+                    let (place, metrics) = (crowd.enter(caller.ip()), metrics.clone());
+                    let (serving, stopping) = (connection(stream, caller, router.clone()), owner.stopping());
                     owner.spawn(name, async move {
-                        let _place = place;
-                        tokio::select! {
-                            // Both only wait; what is dropped is the connection itself.
-                            () = serving => {}
-                            () = stopping => {}
+                        let ended = tokio::select! {
+                            // All only wait; what is dropped is the connection itself.
+                            ended = serving => ended,
+                            () = place.displaced() => Some(PageEnd::Displaced),
+                            () = stopping => None,
+                        };
+                        if let Some(why) = ended {
+                            tracing::debug!(%caller, ?why, port = name, "ended a connection to a page");
+                            metrics.ended(name, why);
                         }
                     });
                 }
@@ -165,14 +181,27 @@ pub fn serve(tasks: &Tasks, name: &'static str, listener: TcpListener, router: R
     Ok(())
 }
 
-async fn connection(stream: TcpStream, router: Router) {
+/// Serves one caller; why it was ended, if not by him.
+async fn connection(stream: TcpStream, caller: SocketAddr, router: Router) -> Option<PageEnd> {
+    // What is asked for sets it: between two requests a client may go without a word.
+    let asked = Arc::new(AtomicBool::new(false));
+    let asks = asked.clone();
+    let router = router.layer(Extension(Caller(caller))).layer(map_request(move |request: Request| {
+        asks.store(true, Ordering::Relaxed);
+        std::future::ready(request)
+    }));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
-        .max_buf_size(64 * 1024)
+        .max_buf_size(HEAD)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    if let Ok(Err(error)) = timeout(LONGEST, serving).await {
-        tracing::debug!(%error, "connection to an admin port ended");
+    match timeout(LONGEST, serving).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "connection to an admin port ended");
+            (error.is_timeout() && !asked.load(Ordering::Relaxed)).then_some(PageEnd::Late)
+        }
+        Err(_) => Some(PageEnd::Long),
     }
 }
 
@@ -193,7 +222,8 @@ mod tests {
         let (tasks, readiness) = (Tasks::default(), Readiness::default());
         let listener = bind(loopback()).unwrap();
         let address = listener.local_addr().unwrap();
-        serve(&tasks, "admin", listener, Router::new().route("/", get(|| async { "here" }))).unwrap();
+        let page = Router::new().route("/", get(|| async { "here" }));
+        serve(&tasks, "admin", listener, page, &PageMetrics::default()).unwrap();
         let mut idle = TcpStream::connect(address).await.unwrap();
         idle.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut first = [0; 12];
@@ -216,7 +246,7 @@ mod tests {
         assert!(!first.waits());
         let first = first.listen().unwrap();
         let address = first.local_addr().unwrap();
-        serve(&old, "admin", first, page("old")).unwrap();
+        serve(&old, "admin", first, page("old"), &PageMetrics::default()).unwrap();
         let second = bind_beside(address).unwrap();
         assert!(second.waits());
         let asked = || async {
@@ -229,7 +259,7 @@ mod tests {
         for _ in 0..20 {
             assert_eq!(asked().await, "old");
         }
-        serve(&new, "admin", second.listen().unwrap(), page("new")).unwrap();
+        serve(&new, "admin", second.listen().unwrap(), page("new"), &PageMetrics::default()).unwrap();
         old.handover_token().cancel();
         tokio::task::yield_now().await;
         for _ in 0..20 {
@@ -249,5 +279,74 @@ mod tests {
         let taken = bind(loopback()).unwrap();
         let address = taken.local_addr().unwrap();
         assert_eq!(bind(address).unwrap_err().to_string(), format!("cannot listen on {address}"));
+    }
+
+    /// A page that is served, and what counts its callers.
+    fn page() -> (Tasks, SocketAddr, PageMetrics) {
+        let (tasks, metrics) = (Tasks::default(), PageMetrics::default());
+        let listener = bind(loopback()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let page = Router::new().route("/", get(|| async { "here" }));
+        serve(&tasks, "admin", listener, page, &metrics).unwrap();
+        (tasks, address, metrics)
+    }
+
+    /// All that comes until the end, which must come.
+    async fn heard(stream: &mut TcpStream) -> String {
+        let mut heard = Vec::new();
+        // A reset is an end, too.
+        let _ = stream.read_to_end(&mut heard).await;
+        String::from_utf8_lossy(&heard).into_owned()
+    }
+
+    const ASK: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+
+    #[tokio::test]
+    async fn callers_that_only_hold_places_keep_nobody_out() {
+        let (_tasks, address, metrics) = page();
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS + 10 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut meant = TcpStream::connect(address).await.unwrap();
+        meant.write_all(ASK).await.unwrap();
+        assert!(heard(&mut meant).await.ends_with("here"));
+        for oldest in &mut silent[..11] {
+            assert_eq!(heard(oldest).await, "");
+        }
+        assert_eq!(metrics.count("admin", PageEnd::Displaced), 11);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_trickles_is_given_up_and_counted() {
+        let (_tasks, address, metrics) = page();
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let (mut read, mut write) = slow.split();
+        let trickle = async {
+            for byte in b"GET / HTTP/1.1\r\nhost: a-very-long-name-of-a-host" {
+                write.write_all(&[*byte]).await.unwrap();
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let ended = async { read.read(&mut [0; 100]).await };
+        tokio::select! {
+            () = trickle => panic!("it may go on for ever"),
+            ended = ended => assert!(!matches!(ended, Ok(1..)), "{ended:?}"),
+        }
+        assert!(begun.elapsed() <= PATIENCE + Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert_eq!(metrics.count("admin", PageEnd::Late), 1);
+    }
+
+    #[tokio::test]
+    async fn a_head_that_is_too_long_is_refused() {
+        let (_tasks, address, _) = page();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: ").await.unwrap();
+        // The rest may not go out any more.
+        let _ = stream.write_all(&vec![b'a'; 2 * HEAD]).await;
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 431");
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -50,6 +51,11 @@ struct ByType {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByReason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByTrigger {
     r#type: PushTrigger,
 }
@@ -77,6 +83,7 @@ pub struct PilotMetrics {
     identity_failures: PlainCounter,
     sign_failures: PlainCounter,
     root_expiry: Gauge,
+    turned_away: Family<ByReason, Counter>,
 }
 
 const CONVERGENCE: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
@@ -102,6 +109,7 @@ impl PilotMetrics {
             identity_failures: PlainCounter::default(),
             sign_failures: PlainCounter::default(),
             root_expiry: Gauge::default(),
+            turned_away: Family::default(),
         };
         let pilot = registry.sub_registry_with_prefix("pilot");
         pilot.register("xds", "Proxies connected", proxies);
@@ -148,7 +156,22 @@ impl PilotMetrics {
             "Files of the source that are not in force because something in them is wrong",
             m.rejected_files.clone(),
         );
+        registry.register(
+            "ambit_xds_connections_turned_away",
+            "Connections to the control plane that were ended: tls failed, late with a token, displaced by others, or a flood",
+            m.turned_away.clone(),
+        );
         m
+    }
+
+    /// Connections may be turned away for this reason: it shows before any is.
+    pub fn may_turn_away(&self, reason: &'static str) {
+        drop(self.turned_away.get_or_create(&ByReason { reason }));
+    }
+
+    /// A connection was turned away.
+    pub fn turned_away(&self, reason: &'static str) {
+        self.turned_away.get_or_create(&ByReason { reason }).inc();
     }
 
     /// How many proxies are connected now.

@@ -79,6 +79,11 @@ impl AdsService {
         self
     }
 
+    /// Who hears of what happens.
+    pub(super) fn observer(&self) -> Arc<dyn Observer> {
+        self.observer.clone()
+    }
+
     /// The proxies that are served.
     pub fn registry(&self) -> Registry {
         self.registry.clone()
@@ -104,7 +109,7 @@ impl AggregatedDiscoveryService for AdsService {
         &self,
         call: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let peer = caller(&*self.authenticator, call.metadata()).await.map_err(|status| *status)?;
+        let peer = caller(&*self.authenticator, &call).await.map_err(|status| *status)?;
         let (responses, outgoing) = mpsc::channel(RESPONSES);
         let stream = Stream {
             service: self.clone(),

@@ -5,10 +5,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use thiserror::Error;
 use tokio::time::timeout;
-use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
 
 use super::Peer;
+use super::door::Standing;
 
 /// How long an authenticator may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,11 +32,19 @@ pub enum AuthenticateError {
     Unavailable(String),
 }
 
-/// Who makes a call.
-pub(super) async fn caller(
+/// Who makes a call. Whoever makes a connection's first with a good token is no stranger on it any more.
+pub(super) async fn caller<T>(
     authenticator: &dyn Authenticator,
-    metadata: &MetadataMap,
+    call: &Request<T>,
 ) -> Result<Peer, Box<Status>> {
+    let peer = bearer(authenticator, call.metadata()).await?;
+    if let Some(standing) = call.extensions().get::<Standing>() {
+        standing.prove();
+    }
+    Ok(peer)
+}
+
+async fn bearer(authenticator: &dyn Authenticator, metadata: &MetadataMap) -> Result<Peer, Box<Status>> {
     let unauthenticated = |why: &str| Box::new(Status::unauthenticated(why));
     let header = metadata
         .get("authorization")

@@ -112,7 +112,7 @@ impl IstioCertificateService for CaService {
         &self,
         call: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let peer = caller(&*self.authenticator, call.metadata()).await.map_err(|status| *status)?;
+        let peer = caller(&*self.authenticator, &call).await.map_err(|status| *status)?;
         let issued = self.issue(peer.clone(), call.into_inner()).await;
         self.observer.issued(&peer, issued.as_ref().err());
         match issued {

@@ -18,16 +18,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
-use super::{AdsService, CaService};
+use super::door::{Door, Entered, Guarded, Standing};
+use super::{AdsService, CaService, Strangers};
 use crate::maybe_tls::MaybeTls;
 
-/// Handshakes under way at once; further connections wait in the kernel's backlog. Many, because a stranger who only
-/// connects holds a place for as long as a handshake may take.
-const HANDSHAKES: usize = 2_048;
 /// Connections that wait to be served.
 const ACCEPTED: usize = 64;
-/// How long a handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long to wait when no connection can be accepted, as when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often a quiet connection is tried, and how long it may stay silent then.
@@ -37,6 +33,11 @@ const PING_PATIENCE: Duration = Duration::from_secs(20);
 const DRAIN: Duration = Duration::from_secs(5);
 /// Calls at once on one connection: a stream, and certificates for a node's pods.
 const CALLS: u32 = 256;
+/// Bytes of a call's headers, a token among them.
+const HEADERS: u32 = 32 << 10;
+/// Calls that a client may cancel before they are looked at, and calls that it may break; more end its connection.
+const CANCELLED: usize = 64;
+const BROKEN: usize = 64;
 
 /// Where to listen.
 pub struct Listen {
@@ -44,6 +45,8 @@ pub struct Listen {
     pub listener: TcpListener,
     /// TLS, or plaintext. ALPN is set here.
     pub tls: Option<Arc<ServerConfig>>,
+    /// What those may have who have not proved who they are.
+    pub strangers: Strangers,
 }
 
 /// What to serve.
@@ -63,17 +66,13 @@ pub enum ListenError {
     Server(#[from] tonic::transport::Error),
 }
 
-type Connection = MaybeTls<TlsStream<TcpStream>>;
+type Connection = Guarded<MaybeTls<TlsStream<TcpStream>>>;
 
 impl Connected for Connection {
-    /// The client's address, where the connection still has one.
-    type ConnectInfo = Option<SocketAddr>;
+    type ConnectInfo = Standing;
 
-    fn connect_info(&self) -> Self::ConnectInfo {
-        match self {
-            Self::Plain(tcp) => tcp.peer_addr().ok(),
-            Self::Tls(tls) => tls.get_ref().0.peer_addr().ok(),
-        }
+    fn connect_info(&self) -> Standing {
+        self.standing()
     }
 }
 
@@ -85,12 +84,16 @@ pub async fn serve(listen: Listen, services: Services, cancel: CancellationToken
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_PATIENCE))
         .max_concurrent_streams(CALLS)
+        .http2_max_header_list_size(HEADERS)
+        .http2_max_pending_accept_reset_streams(Some(CANCELLED))
+        .http2_max_local_error_reset_streams(Some(BROKEN))
         .initial_connection_window_size(1 << 20)
         .add_service(ads.clone().into_grpc())
         .add_optional_service(ca.map(CaService::into_grpc));
     let connections = ReceiverStream::new(incoming);
     let server = router.serve_with_incoming_shutdown(connections, cancel.clone().cancelled_owned());
-    let accepting = accept(listen, accepted, cancel.clone());
+    let door = Door::new(listen.strangers, ads.observer());
+    let accepting = accept(listen, door, accepted, cancel.clone());
     let gone = async {
         cancel.cancelled().await;
         let _ = timeout(DRAIN, ads.drained()).await;
@@ -106,6 +109,7 @@ pub async fn serve(listen: Listen, services: Services, cancel: CancellationToken
 /// Accepts connections and hands on those whose handshake succeeds.
 async fn accept(
     listen: Listen,
+    door: Door,
     accepted: mpsc::Sender<Result<Connection, io::Error>>,
     cancel: CancellationToken,
 ) {
@@ -118,9 +122,9 @@ async fn accept(
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
-            connection = listen.listener.accept(), if handshakes.len() < HANDSHAKES => match connection {
+            connection = listen.listener.accept() => match connection {
                 Ok((tcp, from)) => {
-                    handshakes.spawn(handshake(tcp, from, acceptor.clone()));
+                    handshakes.spawn(handshake(door.enter(from), tcp, from, acceptor.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -136,18 +140,20 @@ async fn accept(
     }
 }
 
-async fn handshake(tcp: TcpStream, from: SocketAddr, acceptor: Option<TlsAcceptor>) -> Option<Connection> {
+async fn handshake(
+    stranger: Entered,
+    tcp: TcpStream,
+    from: SocketAddr,
+    acceptor: Option<TlsAcceptor>,
+) -> Option<Connection> {
     let _ = tcp.set_nodelay(true);
-    let Some(acceptor) = acceptor else { return Some(MaybeTls::Plain(tcp)) };
-    match timeout(HANDSHAKE, acceptor.accept(tcp)).await {
-        Ok(Ok(tls)) => Some(MaybeTls::Tls(Box::new(tls))),
-        Ok(Err(error)) => {
+    let begun = async {
+        let Some(acceptor) = acceptor else { return Ok(MaybeTls::Plain(tcp)) };
+        let session = acceptor.accept(tcp).await.inspect_err(|error| {
             tracing::debug!(%from, %error, "TLS handshake failed");
-            None
-        }
-        Err(_) => {
-            tracing::debug!(%from, "TLS handshake took too long");
-            None
-        }
-    }
+        });
+        session.map(|tls| MaybeTls::Tls(Box::new(tls)))
+    };
+    let prepared = stranger.prepare(begun).await;
+    prepared.inspect_err(|why| tracing::debug!(%from, %why, "a connection ends before it began")).ok()
 }
