@@ -9,6 +9,7 @@ mod documents;
 mod enrolment;
 mod envoy;
 mod faults;
+mod floods;
 mod hardening;
 mod lifecycle;
 mod live;

@@ -76,13 +76,13 @@ impl ServerCertVerifier for Credulous {
 }
 
 /// Opens connections from inside a pod.
-struct Intruder {
+pub(crate) struct Intruder {
     netns: Netns,
     config: Arc<ClientConfig>,
 }
 
 impl Intruder {
-    fn in_pod(lab: &Lab, namespace: &str, name: &str, papers: Option<Papers>) -> Self {
+    pub(crate) fn in_pod(lab: &Lab, namespace: &str, name: &str, papers: Option<Papers>) -> Self {
         let netns = netns(lab, namespace, name);
         let builder = ClientConfig::builder_with_provider(Arc::clone(identity::provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -98,6 +98,15 @@ impl Intruder {
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.enable_sni = false;
         Self { netns, config: Arc::new(config) }
+    }
+
+    /// A session with who answers there.
+    pub(crate) async fn session(
+        &self,
+        to: SocketAddr,
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
+        let stream = tokio::net::TcpStream::from_std(connect(&self.netns, to)?)?;
+        TlsConnector::from(Arc::clone(&self.config)).connect(identity::unnamed(), stream).await
     }
 
     /// What the server application answers over a tunnel, or why there is none.
@@ -127,10 +136,7 @@ impl client::Connector for Intruder {
     type Error = std::io::Error;
 
     async fn connect(&self, key: &client::Key) -> Result<client::Reached<Self::Io, ()>, Self::Error> {
-        let stream = tokio::net::TcpStream::from_std(connect(&self.netns, key.address)?)?;
-        let connector = TlsConnector::from(Arc::clone(&self.config));
-        let io = connector.connect(identity::unnamed(), stream).await?;
-        Ok(client::Reached::new(io, ()))
+        Ok(client::Reached::new(self.session(key.address).await?, ()))
     }
 
     fn holds(&self, (): &()) -> bool {
@@ -138,7 +144,7 @@ impl client::Connector for Intruder {
     }
 }
 
-fn connect(netns: &Netns, to: SocketAddr) -> std::io::Result<TcpStream> {
+pub(crate) fn connect(netns: &Netns, to: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = netns
         .run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)))
         .map_err(std::io::Error::other)??;
@@ -146,10 +152,10 @@ fn connect(netns: &Netns, to: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn local<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn local<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(tokio::task::LocalSet::new().run_until(async {
-        tokio::time::timeout(Duration::from_secs(20), work).await.expect("an end within 20 s")
+        tokio::time::timeout(Duration::from_secs(60), work).await.expect("an end within a minute")
     }))
 }
 
@@ -159,16 +165,13 @@ pub(crate) fn certificate_of(lab: &Lab, namespace: &str, name: &str) -> Certific
     let intruder = Intruder::in_pod(lab, "outside", "stranger", Some(papers));
     let to = SocketAddr::new(lab.ip(namespace, name).parse().expect("an address"), 15008);
     local(async move {
-        let stream =
-            connect(&intruder.netns, to).and_then(tokio::net::TcpStream::from_std).expect("a connection");
-        let tls = TlsConnector::from(intruder.config).connect(identity::unnamed(), stream).await;
-        let tls = tls.expect("a handshake");
+        let tls = intruder.session(to).await.expect("a handshake");
         let certificates = tls.get_ref().1.peer_certificates().expect("certificates");
         certificates[0].clone().into_owned()
     })
 }
 
-fn server_address(lab: &Lab) -> SocketAddr {
+pub(crate) fn server_address(lab: &Lab) -> SocketAddr {
     SocketAddr::new(lab.ip("app", "server").parse().expect("an address"), 8080)
 }
 
