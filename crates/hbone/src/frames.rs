@@ -134,6 +134,8 @@ pub struct Meter {
     heads: Heads,
     frames: Debt,
     withdrawn: Debt,
+    /// Requests that nobody was shown: refused beforehand, or still to be looked at.
+    unseen: Debt,
     /// What has been paid for since the debt was nothing, by kind.
     tally: [u64; Kind::ALL.len()],
     /// What came last, and before that.
@@ -145,7 +147,7 @@ pub struct Meter {
 
 impl Meter {
     /// Begins with the first byte of the connection.
-    pub fn new(end: End, frames: Rate, withdrawals: Rate, now: Instant) -> Self {
+    pub fn new(end: End, frames: Rate, fruitless: Rate, now: Instant) -> Self {
         Self {
             end,
             heads: match end {
@@ -153,7 +155,8 @@ impl Meter {
                 End::Client => Heads::default(),
             },
             frames: Debt::new(frames, now),
-            withdrawn: Debt::new(withdrawals, now),
+            withdrawn: Debt::new(fruitless, now),
+            unseen: Debt::new(fruitless, now),
             tally: Default::default(),
             last: [None; 2],
             written: 0,
@@ -166,7 +169,11 @@ impl Meter {
         while let Some(frame) = self.heads.next(&mut bytes) {
             let kind = Kind::of(&frame);
             self.last = [Some(kind), self.last[0]];
-            if self.costs(kind, &frame) {
+            if kind == Kind::Headers && self.end == End::Server {
+                if !self.unseen.take(now) {
+                    self.flood.get_or_insert(Flood { kind });
+                }
+            } else if Self::costs(kind, &frame) {
                 self.charge(kind, now);
             }
         }
@@ -182,6 +189,11 @@ impl Meter {
     /// This end opened a stream, which the peer may answer and end.
     pub fn opened(&mut self) {
         self.frames.pay(2);
+    }
+
+    /// A request was fit to be shown to who decides about it.
+    pub fn shown(&mut self) {
+        self.unseen.pay(1);
     }
 
     /// The peer took a request back before it was answered.
@@ -204,13 +216,8 @@ impl Meter {
         Flood { kind: kind.unwrap_or(Kind::Other) }
     }
 
-    fn costs(&self, kind: Kind, frame: &Frame) -> bool {
-        match kind {
-            // Requests are bounded by how many may be open, and by how long they take.
-            Kind::Headers => self.end == End::Client,
-            Kind::Data => !frame.carries_data() && !frame.ends_stream(),
-            _ => true,
-        }
+    fn costs(kind: Kind, frame: &Frame) -> bool {
+        kind != Kind::Data || !(frame.carries_data() || frame.ends_stream())
     }
 
     fn charge(&mut self, kind: Kind, now: Instant) {

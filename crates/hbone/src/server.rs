@@ -69,6 +69,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
                 Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(self.notes.resolve(e))),
                 Poll::Ready(Some(Ok(stream))) => stream,
             };
+            self.notes.shown();
             let mut answer = Answer { respond, notes: self.notes.clone() };
             if let Some(head) = headers::read_request(&request) {
                 return Poll::Ready(Ok(Some(ConnectRequest::new(head, answer, request.into_body()))));

@@ -38,10 +38,11 @@ pub struct Settings {
     /// Frames that carry nothing ([`crate::frames`]): 20,000 at once and 10,000 a second, which is some hundred times what
     /// peers send, and a hundredth of a core. More end the connection.
     pub empty_frames: Rate,
-    /// Requests that a peer takes back before they are answered: 2,000 at once and 1,000 a second. Each has cost a decision
-    /// and perhaps a connection to the application, so that there are to be fewer of these (CVE-2023-44487, where the
-    /// server looks at them in time).
-    pub withdrawals: Rate,
+    /// Requests that come to nothing by the peer's doing: 2,000 at once and 1,000 a second of those that it takes back before
+    /// they are answered (CVE-2023-44487, where the server looks at them in time), and as many that the library refuses, for
+    /// their headers or their number. They cost more than other frames: a decision and perhaps a connection to the
+    /// application, or the decoding of what was packed small. More end the connection.
+    pub fruitless: Rate,
     /// How long a connection to a peer may take to stand, or the answer to a CONNECT to come, before that gives a reason to
     /// look elsewhere or to ask whether the peer is there: 1 s, the time after which TCP sends a lost SYN again.
     pub hurry: Duration,
@@ -76,7 +77,7 @@ impl Default for Settings {
             error_resets: 256,
             framing_budget: 64 << 20,
             empty_frames: Rate { burst: 20_000, per_second: 10_000 },
-            withdrawals: Rate { burst: 2_000, per_second: 1_000 },
+            fruitless: Rate { burst: 2_000, per_second: 1_000 },
             hurry: Duration::from_secs(1),
             doubt: Duration::from_secs(2),
             ping_interval: Duration::from_secs(10),

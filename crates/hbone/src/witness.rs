@@ -30,7 +30,7 @@ struct Noticed {
 
 impl Notes {
     fn new(end: End, settings: &Settings) -> Self {
-        let meter = Meter::new(end, settings.empty_frames, settings.withdrawals, Instant::now());
+        let meter = Meter::new(end, settings.empty_frames, settings.fruitless, Instant::now());
         Self(Rc::new(Noticed { first: OnceCell::new(), meter: RefCell::new(meter) }))
     }
 
@@ -54,6 +54,11 @@ impl Notes {
     /// This end opened a stream.
     pub(crate) fn opened(&self) {
         self.0.meter.borrow_mut().opened();
+    }
+
+    /// A request was shown.
+    pub(crate) fn shown(&self) {
+        self.0.meter.borrow_mut().shown();
     }
 
     /// The peer took back a request before it was answered.

@@ -64,14 +64,7 @@ fn what_there_was_most_of_is_named() {
 
 #[test]
 fn what_carries_something_costs_nothing() {
-    let cases = [
-        frame(0, 0, 1),
-        frame(0, 0, 16_384),
-        frame(0, 1, 0),
-        frame(0, 9, 3),
-        frame(0, 8, 257),
-        frame(1, 4, 30),
-    ];
+    let cases = [frame(0, 0, 1), frame(0, 0, 16_384), frame(0, 1, 0), frame(0, 9, 3), frame(0, 8, 257)];
     for frame in cases {
         assert_eq!(verdict(End::Server, &[frame], 10_000), None);
     }
@@ -113,6 +106,21 @@ fn requests_that_are_taken_back_have_a_rate_of_their_own() {
     meter.withdrew(now + SECOND);
     (0..10).for_each(|_| meter.withdrew(now + SECOND));
     assert_eq!(meter.flood(), Some(Flood { kind: Kind::Withdrawn }));
+}
+
+#[test]
+fn requests_cost_nothing_as_long_as_somebody_is_shown_them() {
+    let now = Instant::now();
+    let mut meter = meter(End::Server, now);
+    meter.read(&[0; 24], now);
+    for _ in 0..1_000 {
+        (0..50).for_each(|_| meter.read(&frame(1, 4, 30), now));
+        (0..50).for_each(|_| meter.shown());
+    }
+    (0..100).for_each(|_| meter.read(&frame(1, 4, 30), now));
+    assert_eq!(meter.flood(), None);
+    meter.read(&frame(1, 4, 30), now);
+    assert_eq!(meter.flood(), Some(Flood { kind: Kind::Headers }));
 }
 
 #[test]

@@ -228,7 +228,7 @@ async fn streams_that_end_before_anybody_looks_end_the_connection() {
 /// Rapid reset at a pace at which the server looks at each.
 #[tokio::test(flavor = "local", start_paused = true)]
 async fn requests_that_are_taken_back_end_the_connection_when_they_are_too_many() {
-    let settings = Settings { withdrawals: Rate { burst: 200, per_second: 100 }, ..Settings::default() };
+    let settings = Settings { fruitless: Rate { burst: 200, per_second: 100 }, ..Settings::default() };
     let (mut hostile, served) = client(settings, |mut request| async move {
         request.withdrawn().await;
         request.refuse(Refusal::Unavailable);
@@ -295,6 +295,22 @@ async fn headers_that_are_too_large_are_refused_and_the_connection_stays() {
     settle().await;
     assert!(hostile.answer(5).is_some_and(|answer| !too_large.contains(&&answer[..])), "others are answered");
     assert!(!served.is_finished() && hostile.dismissed_with().is_none());
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn headers_that_are_too_large_again_and_again_end_the_connection() {
+    let (mut hostile, served) =
+        client(Settings { fruitless: Rate { burst: 10, per_second: 1 }, ..Settings::default() }, refuse);
+    greet(&mut hostile).await;
+    for n in 0..20 {
+        hostile.say(&frame(HEADERS, END_HEADERS, 2 * n + 1, &large(70_000))).await;
+        settle().await;
+        assert_eq!(served.is_finished(), n >= 10, "at {n}");
+        if served.is_finished() {
+            break;
+        }
+    }
+    assert_eq!(flooded(served).await, Kind::Headers);
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]

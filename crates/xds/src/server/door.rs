@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Observer, TurnedAway};
 
-/// Frames that carry nothing: many times what gRPC sends, pings that measure the path included.
+/// Frames that carry nothing, and calls: many times what gRPC sends, pings that measure the path included.
 const EMPTY_FRAMES: Rate = Rate { burst: 10_000, per_second: 2_000 };
 
 /// What strangers may have.
