@@ -11,8 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::papers::{Papers, authority_of, id};
-use crate::tls::{Intruder, connect, local, server_address};
-use crate::world::{curl, meshed, peer_authentication};
+use crate::tls::{Intruder, connect, listen_as, local, reads_from_native, server_address};
+use crate::world::{curl, meshed, peer_authentication, with_native_pod};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADERS: u8 = 1;
@@ -131,6 +131,40 @@ fn a_peer_that_floods_its_connection_is_cut_off_and_counted() {
     assert!(log.contains("ns/app/sa/other"), "and who it was");
 }
 
+/// A server that floods its clients, which are ztunnels.
+#[test]
+fn a_server_that_floods_its_clients_is_cut_off_and_counted() {
+    let Some(lab) = with_native_pod() else { return };
+    let papers = Papers::signed_by(&authority_of(&lab, Arc::new(SystemClock)), &id("outside", "native"));
+    let (listener, acceptor) = listen_as(&lab, &papers);
+    let labels = ["reason=\"ping\"", "direction=\"outbound\""];
+    let flooded = || lab.metric("node1", "ambit_tunnel_connections_flooded_total", &labels);
+    let before = flooded();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            local(async {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+                let (stream, _) = listener.accept().await.expect("a client");
+                let (mut read, mut write) =
+                    tokio::io::split(acceptor.accept(stream).await.expect("a handshake"));
+                let hears = tokio::task::spawn_local(async move {
+                    while let Ok(1..) = read.read(&mut [0; 4096]).await {}
+                });
+                let pings = frame(PING, 0, 0, &[0; 8]).repeat(500);
+                write.write_all(&frame(SETTINGS, 0, 0, &[])).await.expect("a greeting");
+                while !hears.is_finished() && write.write_all(&pings).await.is_ok() {}
+            });
+        });
+        assert_eq!(reads_from_native(&lab), "", "it never answered");
+    });
+    eventually("the flood is counted", || flooded() == before + 1.0);
+    lab.exec("app/client", &curl("http://server.app/")).expect_ok();
+    assert!(
+        lab.logs("ztunnel@node1").contains("ended a tunnel connection whose peer floods it"),
+        "and told of"
+    );
+}
+
 /// How long a session lasts on which somebody says this and no more, in seconds.
 async fn lasts(intruder: &Intruder, target: SocketAddr, says: &[u8]) -> u64 {
     let mut tls = intruder.session(SocketAddr::new(target.ip(), 15008)).await.expect("a handshake");
@@ -219,4 +253,31 @@ fn strangers_at_the_control_plane_keep_no_proxy_out_and_are_counted() {
     lab.exec("app/client", &curl("http://server.app/")).expect_ok();
     eventually("and the others in time", || turned_away("late") > late);
     drop(holding);
+}
+
+#[test]
+fn callers_that_say_nothing_keep_nobody_from_the_pages() {
+    let Some(lab) = meshed() else { return };
+    let node =
+        Netns::open(lab.node("node1")["netns"].as_str().expect("a path")).expect("the node's namespace");
+    let istiod = control_plane(&lab);
+    let istiod = istiod.split(':').next().expect("a host");
+    // Readiness last, which fails where its callers cannot be told.
+    for (host, port, page) in [
+        ("127.0.0.1", 15000, "/logging"),
+        ("127.0.0.1", 15020, "/metrics"),
+        ("127.0.0.1", 15022, "/metrics"),
+        (istiod, 15014, "/metrics"),
+        ("127.0.0.1", 15021, "/healthz/ready"),
+    ] {
+        let to: SocketAddr = format!("{host}:{port}").parse().expect("an address");
+        let silent: Vec<_> = (0..100).map(|_| connect(&node, to).expect("a connection")).collect();
+        let url = format!("http://{to}{page}");
+        lab.on_node("node1", &["curl", "-sS", "-f", "-m", "3", "-o", "/dev/null", &url]).expect_ok();
+        drop(silent);
+    }
+    let displaced = ["port=\"readiness\"", "reason=\"displaced\""];
+    eventually("they are counted", || {
+        lab.metric("node1", "ambit_page_connections_ended_total", &displaced) >= 30.0
+    });
 }

@@ -277,8 +277,8 @@ fn rubbish_and_silence_on_15008_harm_nobody() {
     );
 }
 
-/// Serves HBONE in a pod with these papers for as long as the returned guard lives.
-fn serve_as(lab: &Lab, papers: Papers) -> std::thread::JoinHandle<()> {
+/// Listens on 15008 in the pod `outside/native`, with these papers.
+pub(crate) fn listen_as(lab: &Lab, papers: &Papers) -> (std::net::TcpListener, TlsAcceptor) {
     let netns = netns(lab, "outside", "native");
     let listener =
         netns.run(|| std::net::TcpListener::bind("0.0.0.0:15008")).expect("enter").expect("listen on 15008");
@@ -290,13 +290,19 @@ fn serve_as(lab: &Lab, papers: Papers) -> std::thread::JoinHandle<()> {
         .with_single_cert(papers.chain(), papers.key())
         .expect("papers that fit");
     config.alpn_protocols = vec![b"h2".to_vec()];
+    (listener, TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Serves HBONE there for as long as the returned guard lives.
+fn serve_as(lab: &Lab, papers: &Papers) -> std::thread::JoinHandle<()> {
+    let (listener, acceptor) = listen_as(lab, papers);
     std::thread::spawn(move || {
         local(async move {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
             // One connection is all that a test makes.
             let served = async {
                 let (stream, _) = listener.accept().await?;
-                let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
+                let stream = acceptor.accept(stream).await?;
                 let mut connection = server::Connection::handshake(stream, &Settings::default())
                     .await
                     .map_err(std::io::Error::other)?;
@@ -316,7 +322,7 @@ fn serve_as(lab: &Lab, papers: Papers) -> std::thread::JoinHandle<()> {
     })
 }
 
-fn reads_from_native(lab: &Lab) -> String {
+pub(crate) fn reads_from_native(lab: &Lab) -> String {
     let script = format!("timeout 5 bash -c 'cat < /dev/tcp/{}/9000'", lab.ip("outside", "native"));
     lab.exec("app/client", &["bash", "-c", &script]).stdout
 }
@@ -326,11 +332,11 @@ fn a_server_that_proves_another_identity_gets_no_byte() {
     let Some(lab) = with_native_pod() else { return };
     let ours = authority_of(&lab, Arc::new(SystemClock));
 
-    let server = serve_as(&lab, Papers::signed_by(&ours, &id("outside", "native")));
+    let server = serve_as(&lab, &Papers::signed_by(&ours, &id("outside", "native")));
     assert_eq!(reads_from_native(&lab), "served\n", "the means are sound");
     server.join().expect("a server that ended");
 
-    let server = serve_as(&lab, Papers::signed_by(&ours, &id("outside", "plain")));
+    let server = serve_as(&lab, &Papers::signed_by(&ours, &id("outside", "plain")));
     // The good tunnel of before may still be pooled; its server is gone, so a new one is opened.
     assert_eq!(reads_from_native(&lab), "");
     server.join().expect("a server that ended");
