@@ -40,6 +40,7 @@ fn service(host: &str, addresses: &[IpAddr]) -> Service {
         namespace: "shop".into(),
         hostname: host.into(),
         addresses: addresses.iter().map(|ip| NetworkAddr::new(NetworkId::default(), *ip)).collect(),
+        blocks: vec![],
         ports: Vec::new(),
         subject_alt_names: Vec::new(),
         waypoint: None,

@@ -1,11 +1,11 @@
 //! From one snapshot to the next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use authz::CompiledPolicy;
 use model::policy::PolicyScope;
-use model::{NamespacedName, Policy, PolicyKey, Service, ServiceKey, Uid, Workload};
+use model::{NamespacedName, NetworkBlock, Policy, PolicyKey, Service, ServiceKey, Uid, Workload};
 
 use crate::few::Few;
 use crate::world::{ByName, Claim};
@@ -108,6 +108,10 @@ impl Edit {
         for vip in &service.addresses {
             self.world.by_vip.insert(vip.clone(), service.clone());
         }
+        for block in blocks(&service) {
+            *Arc::make_mut(&mut self.world.block_lengths).entry(block.block.prefix_len()).or_default() += 1;
+            self.world.by_block.insert(block.clone(), service.clone());
+        }
         self.world.by_hostname.insert(service.hostname.clone(), service.clone());
         self.world.services.insert(key, service);
     }
@@ -117,6 +121,17 @@ impl Edit {
         self.services.entry(key.clone()).or_insert_with(|| Some(service.clone()));
         for vip in &service.addresses {
             self.world.by_vip.remove(vip, &service);
+        }
+        for block in blocks(&service) {
+            let lengths = Arc::make_mut(&mut self.world.block_lengths);
+            let length = block.block.prefix_len();
+            if let Some(count) = lengths.get_mut(&length) {
+                *count -= 1;
+                if *count == 0 {
+                    lengths.remove(&length);
+                }
+            }
+            self.world.by_block.remove(block, &service);
         }
         self.world.by_hostname.remove(&service.hostname, &service);
     }
@@ -223,6 +238,11 @@ fn changes<'a, K: Ord, T: PartialEq + 'a>(
         Change::between(before, after).map(|change| (key, change))
     };
     before.into_iter().filter_map(change).collect()
+}
+
+/// The blocks of a service, each once.
+fn blocks(service: &Service) -> BTreeSet<&NetworkBlock> {
+    service.blocks.iter().collect()
 }
 
 fn name_of(workload: &Workload) -> NamespacedName {

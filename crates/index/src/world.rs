@@ -1,11 +1,12 @@
 //! The snapshot and its look-ups.
 
 use std::cmp::{Ordering, Reverse};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use authz::{CompiledPolicy, PolicySet};
 use model::{
-    NamespacedName, NetworkAddr, NetworkMode, Policy, PolicyKey, Service, ServiceKey, Uid, Visibility,
+    NamespacedName, NetworkAddr, NetworkBlock, NetworkMode, Policy, PolicyKey, Service, ServiceKey, Uid, Visibility,
     Workload,
 };
 
@@ -20,6 +21,9 @@ pub struct World {
     pub(crate) by_name: MultiMap<NamespacedName, Arc<Workload>, ByName>,
     pub(crate) services: PMap<ServiceKey, Arc<Service>>,
     pub(crate) by_vip: MultiMap<NetworkAddr, Arc<Service>, ByName>,
+    pub(crate) by_block: MultiMap<NetworkBlock, Arc<Service>, ByName>,
+    /// The lengths that blocks have, and how many have each: few, so that each can be tried.
+    pub(crate) block_lengths: Arc<BTreeMap<u8, usize>>,
     pub(crate) by_hostname: MultiMap<Arc<str>, Arc<Service>, ByName>,
     pub(crate) endpoints: MultiMap<ServiceKey, Arc<Workload>, ByName>,
     pub(crate) policies: PMap<PolicyKey, Arc<CompiledPolicy>>,
@@ -145,9 +149,13 @@ impl World {
     /// The service that a client in namespace `viewer` means by a virtual address.
     ///
     /// Of the services that it may see: the canonical ones, if any; among those that remain its own namespace's, else
-    /// the first by namespace and host name. An empty `viewer` sees public services only.
+    /// the first by namespace and host name. An empty `viewer` sees public services only. Where none has the very address,
+    /// the smallest block that it is in counts, of those with a service that the viewer may see.
     pub fn service_at(&self, vip: &NetworkAddr, viewer: &str) -> Option<&Arc<Service>> {
-        preferred(self.by_vip.get(vip), viewer)
+        preferred(self.by_vip.get(vip), viewer).or_else(|| {
+            let around = self.block_lengths.keys().rev().filter_map(|length| NetworkBlock::around(vip, *length));
+            around.into_iter().find_map(|block| preferred(self.by_block.get(&block), viewer))
+        })
     }
 
     /// The service that a client in namespace `viewer` means by a host name, preferred as for [`World::service_at`].

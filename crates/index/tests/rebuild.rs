@@ -7,7 +7,7 @@ use std::sync::Arc;
 use index::{Change, Update, World};
 use model::policy::{Action, PolicyScope};
 use model::{
-    Health, Locality, NamespacedName, NetworkAddr, NetworkId, NetworkMode, Policy, PolicyKey, Service,
+    Health, Locality, NamespacedName, NetworkAddr, NetworkBlock, NetworkId, NetworkMode, Policy, PolicyKey, Service,
     ServiceKey, TrustDomain, TunnelProtocol, Uid, Visibility, Workload, WorkloadKind,
 };
 use proptest::collection::{btree_set, vec};
@@ -17,6 +17,7 @@ use proptest::sample::{select, subsequence};
 const NAMESPACES: [&str; 2] = ["a", "b"];
 const HOSTS: [&str; 3] = ["x.example", "y.example", "z.example"];
 const IPS: [&str; 4] = ["10.0.0.1", "10.0.0.2", "::ffff:10.0.0.2", "fd00::1"];
+const BLOCKS: [&str; 5] = ["10.0.0.0/30", "10.0.0.0/8", "0.0.0.0/0", "fd00::/64", "10.0.0.2/31"];
 const POLICIES: [&str; 3] = ["p", "q", "r"];
 
 /// The same facts without any index: every question is a search.
@@ -69,6 +70,18 @@ impl Naive {
         let services = self.services.values().cloned().map(Update::from);
         let policies = self.policies.values().cloned().map(Update::from);
         self.workloads.iter().cloned().map(Update::from).chain(services).chain(policies).collect()
+    }
+
+    /// The very address before any block, and the smallest block before all larger ones.
+    fn at(&self, addr: &NetworkAddr, viewer: &str) -> Option<&Service> {
+        let of_length = |length: u8| {
+            let holds = |b: &NetworkBlock| {
+                b.network == addr.network && b.block.prefix_len() == length && b.block.contains(&addr.ip)
+            };
+            self.preferred(|s| s.blocks.iter().any(holds), viewer)
+        };
+        let very = self.preferred(|s| s.addresses.contains(addr), viewer);
+        very.or_else(|| (0..=128).rev().find_map(of_length))
     }
 
     fn holders(&self, addr: &NetworkAddr) -> Vec<&Workload> {
@@ -131,7 +144,7 @@ fn agree(world: &World, naive: &Naive) -> Result<(), TestCaseError> {
             prop_assert_eq!(world.workload_at(&addr).map(|w| &**w), naive.holders(&addr).first().copied());
             for viewer in ["a", "b", "c", ""] {
                 let found = world.service_at(&addr, viewer).map(|s| &**s);
-                prop_assert_eq!(found, naive.preferred(|s| s.addresses.contains(&addr), viewer));
+                prop_assert_eq!(found, naive.at(&addr, viewer));
             }
         }
     }
@@ -220,15 +233,19 @@ fn any_workload() -> impl Strategy<Value = Workload> {
 }
 
 fn any_service() -> impl Strategy<Value = Service> {
-    let vips = subsequence(IPS.to_vec(), 0..=2);
+    let vips = (subsequence(IPS.to_vec(), 0..=2), subsequence(BLOCKS.to_vec(), 0..=2));
     (select(&NAMESPACES[..]), select(&HOSTS[..]), vips, any::<bool>(), any::<bool>()).prop_map(
-        |(namespace, hostname, vips, canonical, public)| Service {
+        |(namespace, hostname, (vips, blocks), canonical, public)| Service {
             name: hostname.into(),
             namespace: namespace.into(),
             hostname: hostname.into(),
             addresses: vips
                 .into_iter()
                 .map(|ip| NetworkAddr::new(NetworkId::default(), ip.parse().unwrap()))
+                .collect(),
+            blocks: blocks
+                .into_iter()
+                .map(|block| NetworkBlock::new(NetworkId::default(), block.parse().unwrap()))
                 .collect(),
             ports: vec![],
             subject_alt_names: vec![],

@@ -46,6 +46,7 @@ fn service(namespace: &str, hostname: &str, vip: &str) -> Service {
         namespace: namespace.into(),
         hostname: hostname.into(),
         addresses: vec![addr(vip)],
+        blocks: vec![],
         ports: vec![port(80, Some(8080))],
         subject_alt_names: vec![],
         waypoint: None,

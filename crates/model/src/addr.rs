@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::NamespacedHostname;
@@ -53,6 +54,27 @@ impl NetworkAddr {
 impl fmt::Display for NetworkAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.network, self.ip)
+    }
+}
+
+/// A block of addresses in a network, by its first address and the length of its prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct NetworkBlock {
+    /// The network in which the addresses hold.
+    pub network: NetworkId,
+    /// The block. What its addresses do not share is zero.
+    pub block: IpNet,
+}
+
+impl NetworkBlock {
+    /// A block in a network, of any of its addresses and its length.
+    pub fn new(network: NetworkId, block: IpNet) -> Self {
+        Self { network, block: block.trunc() }
+    }
+
+    /// The block of this length that an address is in; nothing where addresses of its family are shorter.
+    pub fn around(addr: &NetworkAddr, length: u8) -> Option<Self> {
+        Some(Self::new(addr.network.clone(), IpNet::new(addr.ip, length).ok()?))
     }
 }
 

@@ -10,7 +10,7 @@ pub mod policy;
 mod service;
 mod workload;
 
-pub use addr::{GatewayAddress, GatewayDestination, NetworkAddr, NetworkId};
+pub use addr::{GatewayAddress, GatewayDestination, NetworkAddr, NetworkBlock, NetworkId};
 pub use ident::{IdentitySet, ParseSpiffeIdError, SpiffeId, TrustDomain};
 pub use name::{NamespacedHostname, NamespacedName, ServiceKey, Uid};
 pub use policy::{Policy, PolicyKey};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::{GatewayAddress, NetworkAddr, ServiceKey};
+use crate::{GatewayAddress, NetworkAddr, NetworkBlock, ServiceKey};
 
 /// A service, as the workload API's `istio.workload.Service` describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -17,6 +17,8 @@ pub struct Service {
     pub hostname: Arc<str>,
     /// Its virtual addresses; none where it is headless.
     pub addresses: Vec<NetworkAddr>,
+    /// Blocks of addresses that stand for it, where nobody has an address of his own in them.
+    pub blocks: Vec<NetworkBlock>,
     /// Its ports.
     pub ports: Vec<PortMapping>,
     /// Identities that its endpoints may prove beside their own.

@@ -192,6 +192,7 @@ pub fn service(namespace: &str, name: &str) -> ServiceBuilder {
         namespace: namespace.into(),
         hostname: format!("{name}.{namespace}.svc.cluster.local").into(),
         addresses: vec![],
+        blocks: vec![],
         ports: vec![],
         subject_alt_names: vec![],
         waypoint: None,

@@ -8,7 +8,7 @@ use model::policy::{Action, Clause, Match, PolicyScope, Rule, ServiceAccountMatc
 use model::{
     AppProtocol, ApplicationTunnel, ApplicationTunnelProtocol, GatewayAddress, GatewayDestination, Health,
     HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Locality, NamespacedHostname, NetworkAddr,
-    NetworkId, NetworkMode, Policy, PolicyKey, PortMapping, Scope, Service, ServiceKey, TrustDomain,
+    NetworkBlock, NetworkId, NetworkMode, Policy, PolicyKey, PortMapping, Scope, Service, ServiceKey, TrustDomain,
     TunnelProtocol, Uid, Visibility, WeightedWaypoint, Workload, WorkloadKind,
 };
 use proptest::collection::{btree_map, vec};
@@ -56,6 +56,7 @@ pub(crate) fn plain_service(hostname: &str, ip: IpAddr) -> Service {
         namespace: "shop".into(),
         hostname: hostname.into(),
         addresses: vec![NetworkAddr::new(NetworkId::default(), ip)],
+        blocks: Vec::new(),
         ports: Vec::new(),
         subject_alt_names: Vec::new(),
         waypoint: None,
@@ -192,7 +193,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
     let weighted =
         (gateway(), any::<u32>()).prop_map(|(destination, weight)| WeightedWaypoint { destination, weight });
     (
-        (text(), word(), word(), vec(network_addr(), 0..3), vec(port(), 0..3), vec(text(), 0..3)),
+        (text(), word(), word(), (vec(network_addr(), 0..3), vec(network_block(), 0..2)), vec(port(), 0..3), vec(text(), 0..3)),
         (option::of(gateway()), load_balancing(), select(vec![Automatic, V4Only, V6Only, Dual])),
         (any::<[bool; 3]>(), vec(weighted, 0..3)),
     )
@@ -200,7 +201,8 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
             name: n.0,
             namespace: n.1,
             hostname: n.2,
-            addresses: n.3,
+            addresses: n.3.0,
+            blocks: n.3.1,
             ports: n.4,
             subject_alt_names: n.5,
             waypoint: r.0,
@@ -218,6 +220,13 @@ fn block() -> impl Strategy<Value = IpNet> {
         let most = if ip.is_ipv4() { 32 } else { 128 };
         IpNet::new(ip, length % (most + 1)).unwrap()
     })
+}
+
+/// One of a single address is that address.
+fn network_block() -> impl Strategy<Value = NetworkBlock> {
+    let short = |block: &IpNet| block.prefix_len() < block.max_prefix_len();
+    (text(), block().prop_filter("a single address", short))
+        .prop_map(|(network, block)| NetworkBlock::new(NetworkId::new(network), block))
 }
 
 fn string_match() -> impl Strategy<Value = StringMatch> {

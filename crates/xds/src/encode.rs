@@ -6,7 +6,7 @@ use ambit_proto::workload as wire;
 use bytes::Bytes;
 use model::{
     AppProtocol, ApplicationTunnelProtocol, GatewayAddress, GatewayDestination, Health, HealthPolicy,
-    IpFamilies, LoadBalancingMode, NetworkAddr, NetworkMode, PortMapping, Scope, Service, TunnelProtocol,
+    IpFamilies, LoadBalancingMode, NetworkAddr, NetworkBlock, NetworkMode, PortMapping, Scope, Service, TunnelProtocol,
     Visibility, Workload, WorkloadKind,
 };
 use prost::Message;
@@ -104,7 +104,7 @@ pub fn service(s: &Service) -> wire::Service {
         name: s.name.to_string(),
         namespace: s.namespace.to_string(),
         hostname: s.hostname.to_string(),
-        addresses: s.addresses.iter().map(network_address).collect(),
+        addresses: s.addresses.iter().map(network_address).chain(s.blocks.iter().map(block)).collect(),
         ports: ports(&s.ports),
         subject_alt_names: s.subject_alt_names.iter().map(ToString::to_string).collect(),
         waypoint: s.waypoint.as_ref().map(gateway),
@@ -194,6 +194,11 @@ fn gateway(g: &GatewayAddress) -> wire::GatewayAddress {
 
 fn network_address(a: &NetworkAddr) -> wire::NetworkAddress {
     wire::NetworkAddress { network: a.network.to_string(), address: octets(a.ip), length: None }
+}
+
+fn block(b: &NetworkBlock) -> wire::NetworkAddress {
+    let length = Some(b.block.prefix_len().into());
+    wire::NetworkAddress { network: b.network.to_string(), address: octets(b.block.addr()), length }
 }
 
 pub(crate) fn octets(ip: IpAddr) -> Bytes {

@@ -6,7 +6,7 @@ use model::{
 };
 
 use super::Fault;
-use super::workload::{gateway, network_addr, ports, required_gateway};
+use super::workload::{Place, gateway, place, ports, required_gateway};
 
 pub(super) fn read(s: wire::Service) -> Result<Service, Fault> {
     for (field, value) in [("namespace", &s.namespace), ("hostname", &s.hostname)] {
@@ -14,11 +14,19 @@ pub(super) fn read(s: wire::Service) -> Result<Service, Fault> {
             return Err(Fault::Missing { field });
         }
     }
+    let (mut addresses, mut blocks) = (Vec::new(), Vec::new());
+    for address in s.addresses {
+        match place("addresses", address)? {
+            Place::Address(address) => addresses.push(address),
+            Place::Block(block) => blocks.push(block),
+        }
+    }
     Ok(Service {
         name: s.name.into(),
         namespace: s.namespace.into(),
         hostname: s.hostname.into(),
-        addresses: s.addresses.into_iter().map(|a| network_addr("addresses", a)).collect::<Result<_, _>>()?,
+        addresses,
+        blocks,
         ports: ports("ports", s.ports)?,
         subject_alt_names: s.subject_alt_names.into_iter().map(Into::into).collect(),
         waypoint: gateway("waypoint", s.waypoint)?,

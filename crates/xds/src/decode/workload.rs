@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ambit_proto::workload as wire;
+use ipnet::IpNet;
 use model::{
     AppProtocol, ApplicationTunnel, ApplicationTunnelProtocol, GatewayAddress, GatewayDestination, Health,
-    Locality, NamespacedHostname, NetworkAddr, NetworkId, NetworkMode, PolicyKey, PortMapping, ServiceKey,
+    Locality, NamespacedHostname, NetworkAddr, NetworkBlock, NetworkId, NetworkMode, PolicyKey, PortMapping, ServiceKey,
     TrustDomain, TunnelProtocol, Uid, Workload, WorkloadKind,
 };
 
@@ -194,12 +195,29 @@ pub(super) fn required_gateway(
     Ok(GatewayAddress { destination, hbone_port })
 }
 
-pub(super) fn network_addr(field: &'static str, a: wire::NetworkAddress) -> Result<NetworkAddr, Fault> {
-    let ip = ip(field, &a.address)?;
-    let bits = a.address.len() as u32 * 8;
+/// What a network address on the wire says.
+pub(super) enum Place {
+    Address(NetworkAddr),
+    Block(NetworkBlock),
+}
+
+pub(super) fn place(field: &'static str, a: wire::NetworkAddress) -> Result<Place, Fault> {
+    let network = NetworkId::new(a.network);
+    let ip = raw_ip(&a.address).ok_or(Fault::AddressLength { field, length: a.address.len() })?;
     match a.length {
-        Some(length) if length != bits => Err(Fault::Block { field, length }),
-        _ => Ok(NetworkAddr::new(NetworkId::new(a.network), ip)),
+        Some(length) if length != a.address.len() as u32 * 8 => {
+            let block = u8::try_from(length).ok().and_then(|length| IpNet::new(ip, length).ok());
+            let block = block.map(|block| Place::Block(NetworkBlock::new(network, block)));
+            block.ok_or(Fault::Block { field, length })
+        }
+        _ => Ok(Place::Address(NetworkAddr::new(network, ip))),
+    }
+}
+
+fn network_addr(field: &'static str, a: wire::NetworkAddress) -> Result<NetworkAddr, Fault> {
+    match place(field, a)? {
+        Place::Address(address) => Ok(address),
+        Place::Block(block) => Err(Fault::Block { field, length: block.block.prefix_len().into() }),
     }
 }
 
