@@ -59,7 +59,7 @@ fn word(message: &[u8], at: usize) -> u16 {
 
 fuzz_target!(|data: &[u8]| {
     let network = NetworkId::default();
-    let viewer = Viewer { namespace: "shop", network: &network, domain: "cluster.local" };
+    let viewer = Viewer { namespace: "shop", network: &network, domain: "cluster.local", has_v6: true };
     for over_tcp in [false, true] {
         match decide(&WORLD, &viewer, data, over_tcp, &mut SmallRng::seed_from_u64(1)) {
             Verdict::Answer(answer) => {

@@ -6,6 +6,7 @@ mod dependents;
 mod gateways;
 mod hosts;
 mod selectors;
+mod vips;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub(crate) use dependents::service_of;
 use gateways::Gateways;
 pub(crate) use hosts::{Hosts, declared};
 use selectors::Selectors;
+use vips::Vips;
 
 /// The label by which an EndpointSlice names its service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -67,6 +69,7 @@ pub struct Store {
     selectors: Selectors,
     hosts: Hosts,
     addresses: Addresses,
+    vips: Vips,
     gateways: Gateways,
     pods_on: HashMap<String, BTreeSet<NamespacedName>>,
     slices_of: HashMap<NamespacedName, BTreeSet<String>>,
@@ -199,6 +202,11 @@ impl Store {
         &self.addresses
     }
 
+    /// Addresses of hosts whose ServiceEntries name none.
+    pub(crate) fn vips(&self) -> &Vips {
+        &self.vips
+    }
+
     /// What leads to which Gateways.
     pub(crate) fn gateways(&self) -> &Gateways {
         &self.gateways
@@ -244,6 +252,7 @@ impl Store {
         if let Some(old) = &old {
             self.dependents(old, changes);
             self.unindex(key, old);
+            changes.origins.extend(self.vips.remove(key, old).into_iter().map(Origin::Host));
             if let Some(names) = self.objects.get_mut(&key.kind).and_then(|all| all.get_mut(&key.namespace)) {
                 names.remove(&key.name);
             }
@@ -251,6 +260,7 @@ impl Store {
         if let Some(new) = new {
             self.put(key, new);
             self.index(key, new);
+            changes.origins.extend(self.vips.insert(key, new).into_iter().map(Origin::Host));
         }
         if key.kind == Kind::ConfigMap {
             self.read_mesh(key, changes);

@@ -275,3 +275,78 @@ fn a_pod_may_keep_what_it_asks_to_itself() {
     lab.leave("app");
     assert_eq!(ttl("app/client"), "5", "outside the mesh it is as before");
 }
+
+/// A ServiceEntry without addresses or endpoints of its own.
+fn looked_up(name: &str, host: &str, rest: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: outside}}\nspec:\n  \
+         hosts: ['{host}']\n  ports: [{{number: 80, name: http, targetPort: 8080}}]\n{rest}"
+    )
+}
+
+#[test]
+fn hosts_without_addresses_get_one_and_are_reached_where_their_names_lead() {
+    let Some(lab) = meshed() else { return };
+    let backend = "plain-headless.outside.svc.cluster.local";
+    let headless = "---\napiVersion: v1\nkind: Service\nmetadata: {name: plain-headless, namespace: outside}\nspec: {clusterIP: None, selector: {app: plain}, ports: [{name: http, port: 8080}]}\n";
+    lab.apply(
+        &[
+            headless.to_owned(),
+            looked_up(
+                "named",
+                "api.example.test",
+                &format!("  resolution: DNS\n  endpoints: [{{address: {backend}}}]\n"),
+            ),
+            looked_up(
+                "static",
+                "db.example.test",
+                &format!(
+                    "  resolution: STATIC\n  endpoints: [{{address: {}}}]\n",
+                    lab.ip("outside", "plain")
+                ),
+            ),
+            looked_up("lost", "lost.example.test", "  resolution: DNS\n"),
+        ]
+        .concat(),
+    )
+    .expect_ok();
+    for host in ["api.example.test", "db.example.test"] {
+        let records = dig(&lab, "app/client", &[host]);
+        let (_, ttl, vip) = only(&records);
+        assert!(ttl == TTL && vip.starts_with("240.240."), "{records:?}");
+        let v6 = dig(&lab, "app/client", &[host, "AAAA"]);
+        assert!(only(&v6).2.starts_with("2001:2::"), "{v6:?}");
+        for family in ["-4", "-6"] {
+            lab.exec("app/client", &[&curl(&format!("http://{host}/"))[..], &[family]].concat()).expect_ok();
+        }
+        // Nobody outside of the mesh knows of it.
+        assert!(dig(&lab, "outside/stranger", &[host]).is_empty());
+    }
+    let lost = lab.exec("app/client", &curl("http://lost.example.test/"));
+    assert!(!lost.ok(), "{}", lost.stdout);
+    eventually("the log says why", || {
+        lab.logs("ztunnel@node1").contains("lost.example.test: there is no such name")
+    });
+}
+
+#[test]
+fn a_block_of_addresses_leads_where_its_service_says() {
+    let Some(lab) = meshed() else { return };
+    let backend = lab.ip("outside", "plain");
+    lab.apply(&looked_up(
+        "block",
+        "*.block.test",
+        &format!(
+            "  addresses: [198.51.100.0/24]\n  resolution: STATIC\n  endpoints: [{{address: {backend}}}]\n"
+        ),
+    ))
+    .expect_ok();
+    for address in ["198.51.100.1", "198.51.100.254"] {
+        lab.exec("app/client", &curl(&format!("http://{address}/"))).expect_ok();
+    }
+    // One that is written out comes before the block that it is in, and what passes goes to the very address.
+    lab.apply(&looked_up("none", "none.test", "  addresses: [198.51.100.254]\n  resolution: NONE\n"))
+        .expect_ok();
+    assert!(!lab.exec("app/client", &curl("http://198.51.100.254/")).ok());
+    lab.exec("app/client", &curl("http://198.51.100.1/")).expect_ok();
+}

@@ -209,6 +209,7 @@ impl SimMesh {
             metrics: Metrics::register(&mut families),
             redirection: Redirection::default(),
             quotas: Quotas::default(),
+            names: ztunnel::names::Names::default(),
             limits,
             hbone: Settings::default(),
             turn: begun(),

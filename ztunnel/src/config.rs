@@ -43,6 +43,8 @@ pub struct Config {
     pub secret_ttl: Span,
     /// How long a tunnel connection takes streams; 0 for as long as its certificates hold.
     pub tunnel_age: Span,
+    /// The file that names the resolvers of the node, as resolv.conf(5).
+    pub resolv_conf: PathBuf,
     /// The file with the revocation lists.
     pub revocations: Option<PathBuf>,
     /// Threads that carry connections.
@@ -147,6 +149,7 @@ impl Config {
         let secret_ttl = env.or("SECRET_TTL", "a duration such as 24h", Span::hours(24));
         let tunnel_age = env.or("AMBIT_MAX_TUNNEL_AGE", "a duration such as 24h, or 0", Span::hours(24));
         let revocations = env.optional("CRL_PATH", "a path");
+        let resolv_conf = env.or("AMBIT_RESOLV_CONF", "a path", "/etc/resolv.conf".into());
         let on_demand = env.switch("XDS_ON_DEMAND", false);
         let ipv6 = env.switch("IPV6_ENABLED", true);
         let grace = env.or("TERMINATION_GRACE_PERIOD", "a duration such as 5s", Span(Duration::from_secs(5)));
@@ -183,6 +186,7 @@ impl Config {
             on_demand,
             secret_ttl,
             tunnel_age,
+            resolv_conf,
             revocations,
             shards,
             ipv6,

@@ -32,8 +32,10 @@ async fn settle<N: Network>(
     over_tcp: bool,
 ) -> Result<Verdict, NotSynced> {
     let LocalPod { identity, network, .. } = &served.pod.local;
-    let viewer = Viewer { namespace: identity.namespace(), network, domain: DOMAIN };
     let ask = |world: &index::World| {
+        let own = served.pod.local.workload(world);
+        let has_v6 = own.is_none_or(|own| own.addresses.iter().any(|ip| ip.is_ipv6()));
+        let viewer = Viewer { namespace: identity.namespace(), network, domain: DOMAIN, has_v6 };
         Answer::Final(decide(world, &viewer, message, over_tcp, &mut *served.rng.borrow_mut()))
     };
     served.proxy.mesh.settle(served.proxy.limits.mesh, ask).await

@@ -24,6 +24,7 @@ pub mod limits;
 pub mod local;
 pub mod mesh;
 pub mod metrics;
+pub mod names;
 pub mod needs;
 pub mod outbound;
 pub mod pod;

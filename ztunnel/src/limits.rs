@@ -11,6 +11,8 @@ pub struct Limits {
     pub mesh: Duration,
     /// For the pod's certificate: 10 s. A connection never goes without it.
     pub identity: Duration,
+    /// For the names of endpoints without addresses: 5 s.
+    pub names: Duration,
     /// For a TCP connection to a destination: 5 s, so that another endpoint still has its chance.
     pub connect: Duration,
     /// For a destination where there are others, which are tried then, and it once more where they do not answer either:
@@ -57,6 +59,7 @@ impl Default for Limits {
         Self {
             mesh: secs(5),
             identity: secs(10),
+            names: secs(5),
             connect: secs(5),
             hurry: secs(1),
             application: secs(5),

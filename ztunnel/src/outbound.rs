@@ -11,6 +11,7 @@ mod silence;
 mod via;
 mod waypoint;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,12 +29,14 @@ pub(crate) use silence::Silence;
 pub use via::{DialError, Via};
 pub(crate) use waypoint::{Guarded, is_made_of};
 
+use self::endpoint::NoEndpoint;
 use self::hop::Upstream;
 use self::plan::{Facts, Hop, Plan, Route, plan};
 use self::reason::Reason;
 use crate::connections::Live;
 use crate::dns::{self, Conversation, Pipe};
 use crate::mesh::Answer;
+use crate::names::Resolved;
 use crate::pod::Served;
 use crate::quota::{Amount, Excess, Permit};
 use crate::relay::BrokenOff;
@@ -104,6 +107,10 @@ pub(crate) async fn carry<N: Network>(
     }
 }
 
+fn listed(names: &BTreeSet<Arc<str>>) -> String {
+    names.iter().map(|name| &**name).collect::<Vec<_>>().join(", ")
+}
+
 /// A connection on its way to a destination.
 struct Opening<'a, N: Network> {
     served: &'a Served<N>,
@@ -126,7 +133,7 @@ impl<N: Network> Opening<'_, N> {
         let until = began + self.served.proxy.limits.transition;
         loop {
             let mut news = self.served.proxy.mesh.news();
-            let plan = self.plan().await?;
+            let plan = self.plan_with_names().await?;
             let balanced = matches!(&plan, Plan::Forward(Route { service: Some(_), .. }));
             match self.follow(plan).await {
                 // It would come back again.
@@ -154,13 +161,34 @@ impl<N: Network> Opening<'_, N> {
         Err(excess.into())
     }
 
-    async fn plan(&self) -> Result<Plan, OutboundError> {
+    /// A plan, and all that it needs to know of names.
+    async fn plan_with_names(&self) -> Result<Plan, OutboundError> {
+        let names = match self.plan(&Resolved::default()).await? {
+            Plan::Need(names) => names,
+            plan => return Ok(plan),
+        };
+        let proxy = &self.served.proxy;
+        let limit = proxy.limits.names;
+        let resolved = match timeout(limit, proxy.names.look_up(names.clone())).await {
+            Ok(resolved) => resolved,
+            Err(_) => return Err(OutboundError::LookupTimeout { names: listed(&names), limit }),
+        };
+        match self.plan(&resolved).await? {
+            Plan::Refuse(Reason::NoEndpoint { why: NoEndpoint::Unresolved, service, port }) => {
+                Err(OutboundError::Lookup { service, port, failures: resolved.failures() })
+            }
+            plan => Ok(plan),
+        }
+    }
+
+    async fn plan(&self, names: &Resolved) -> Result<Plan, OutboundError> {
         let served = self.served;
         let facts = Facts {
             pod: &served.pod.local,
             source: self.peer,
             destination: self.original_dst,
             departures: served.proxy.mesh.departures(),
+            names,
         };
         let mesh = &served.proxy.mesh;
         let is_told = |world: &index::World| {
@@ -180,6 +208,8 @@ impl<N: Network> Opening<'_, N> {
                 self.plain(self.original_dst, self.served.proxy.limits.connect).await
             }
             Plan::Forward(route) => self.first_that_answers(route).await,
+            // It is not said once names were looked up.
+            Plan::Need(_) => Err(OutboundError::NoHops),
             Plan::Refuse(reason) => {
                 self.toward(None, None, None, Security::Unknown);
                 Err(reason.into())

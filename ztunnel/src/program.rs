@@ -20,6 +20,7 @@ use crate::control::{Authority, Counting, ads_config, follow};
 use crate::limits::Limits;
 use crate::mesh::Mesh;
 use crate::metrics::Metrics;
+use crate::names::{Names, Resolver};
 use crate::needs::Needs;
 use crate::pod::registry::{Parts, Registry};
 use crate::proxy::Proxy;
@@ -89,6 +90,7 @@ async fn serve(config: Config, log: LogHandle) -> Result<(), ProgramError> {
     let proxy = Arc::new(Proxy {
         mesh: mesh.clone(),
         metrics: metrics.clone(),
+        names: Names::by(Resolver::new(&config.resolv_conf, tokio::runtime::Handle::current())),
         quotas: quotas.clone(),
         redirection: Redirection::default(),
         hbone: limits.tunnels(),

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use crate::limits::Limits;
 use crate::mesh::Mesh;
 use crate::metrics::Metrics;
+use crate::names::Names;
 use crate::quota::Quotas;
 use crate::redirection::Redirection;
 
@@ -20,6 +21,8 @@ pub struct Proxy {
     pub redirection: Redirection,
     /// How long anything is waited for.
     pub limits: Limits,
+    /// Who looks up names of endpoints without addresses.
+    pub names: Names,
     /// How much one pod may have.
     pub quotas: Quotas,
     /// How tunnels are spoken.

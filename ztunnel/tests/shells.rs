@@ -58,6 +58,7 @@ impl Rig {
             metrics: Metrics::register(&mut registry),
             redirection: Redirection::default(),
             quotas: Quotas::default(),
+            names: ztunnel::names::Names::default(),
             limits: Limits::default(),
             hbone: Settings::default(),
             turn: begun(),

@@ -112,6 +112,11 @@ impl Place {
         self.dir.join("tokens.json")
     }
 
+    /// What names the resolver of the nodes.
+    pub(crate) fn resolv_conf(&self) -> PathBuf {
+        self.dir.join("resolv.conf")
+    }
+
     /// What a node's ztunnel shows for itself.
     pub(crate) fn token(&self, node: &str) -> PathBuf {
         self.node(node).join("token")

@@ -13,7 +13,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
-use super::address::{CONTROL, NodePlan};
+use super::address::{CONTROL, NodePlan, RESOLVER};
 use super::place::Place;
 use super::trust::TrustNames;
 use crate::enter::Entry;
@@ -203,6 +203,7 @@ impl Setting<'_> {
             ("INSTANCE_IP", node.uplink().v4.to_string()),
             ("INPOD_UDS", path(place.zds_socket(&node.name))),
             ("AMBIT_TOKEN_PATH", path(place.token(&node.name))),
+            ("AMBIT_RESOLV_CONF", path(place.resolv_conf())),
         ];
         let env = env.map(|(key, value)| (key.to_owned(), value)).to_vec();
         let mut launch = self.launch(Part::Ztunnel(node.name.clone()), "ztunnel", netns, Vec::new(), env);
@@ -266,6 +267,11 @@ pub(crate) fn issue_tokens(place: &Place, nodes: &[NodePlan]) -> io::Result<()> 
     fs::create_dir_all(place.ca())?;
     fs::set_permissions(place.ca(), fs::Permissions::from_mode(0o700))?;
     write_private(&place.token_file(), &serde_json::to_string_pretty(&known)?)
+}
+
+/// Tells the nodes' ztunnels who resolves names: not who does for the machine, whom nobody in the lab can reach.
+pub(crate) fn name_the_resolver(place: &Place) -> io::Result<()> {
+    fs::write(place.resolv_conf(), format!("nameserver {RESOLVER}\n"))
 }
 
 fn write_private(path: &Path, text: &str) -> io::Result<()> {

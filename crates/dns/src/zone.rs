@@ -25,6 +25,8 @@ pub struct Viewer<'a> {
     pub network: &'a NetworkId,
     /// The cluster's domain, under which services are.
     pub domain: &'a str,
+    /// Whether it has an IPv6 address. Who has none is told no automatic address of that family, which it could not reach.
+    pub has_v6: bool,
 }
 
 /// What to do with a message.
@@ -93,7 +95,7 @@ fn named<'w>(world: &'w World, viewer: &Viewer<'_>, name: &str) -> Option<&'w Ar
 /// A service's addresses, each once.
 fn addresses(world: &World, viewer: &Viewer<'_>, service: &Service, rng: &mut impl Rng) -> Vec<IpAddr> {
     let own = service.addresses.iter().filter(|a| a.network == *viewer.network).map(|a| a.ip);
-    let own: Vec<IpAddr> = own.collect();
+    let own: Vec<IpAddr> = own.filter(|ip| viewer.has_v6 || !is_automatic_v6(*ip)).collect();
     if !own.is_empty() {
         return own;
     }
@@ -107,6 +109,11 @@ fn addresses(world: &World, viewer: &Viewer<'_>, service: &Service, rng: &mut im
     addresses.shuffle(rng);
     addresses.truncate(MOST_ADDRESSES);
     addresses
+}
+
+/// Whether it is of the block from which hosts of ServiceEntries have addresses that name none, 2001:2::/48.
+fn is_automatic_v6(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.segments()[..3] == [0x2001, 2, 0])
 }
 
 fn is_of(ip: IpAddr, families: IpFamilies) -> bool {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use authz::{CompiledPolicy, PolicySet};
 use model::{
-    NamespacedName, NetworkAddr, NetworkBlock, NetworkMode, Policy, PolicyKey, Service, ServiceKey, Uid, Visibility,
-    Workload,
+    NamespacedName, NetworkAddr, NetworkBlock, NetworkMode, Policy, PolicyKey, Service, ServiceKey, Uid,
+    Visibility, Workload,
 };
 
 use crate::few::{Few, MultiMap, Order};
@@ -153,7 +153,8 @@ impl World {
     /// the smallest block that it is in counts, of those with a service that the viewer may see.
     pub fn service_at(&self, vip: &NetworkAddr, viewer: &str) -> Option<&Arc<Service>> {
         preferred(self.by_vip.get(vip), viewer).or_else(|| {
-            let around = self.block_lengths.keys().rev().filter_map(|length| NetworkBlock::around(vip, *length));
+            let around =
+                self.block_lengths.keys().rev().filter_map(|length| NetworkBlock::around(vip, *length));
             around.into_iter().find_map(|block| preferred(self.by_block.get(&block), viewer))
         })
     }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use index::{Change, Update, World};
 use model::policy::{Action, PolicyScope};
 use model::{
-    Health, Locality, NamespacedName, NetworkAddr, NetworkBlock, NetworkId, NetworkMode, Policy, PolicyKey, Service,
-    ServiceKey, TrustDomain, TunnelProtocol, Uid, Visibility, Workload, WorkloadKind,
+    Health, Locality, NamespacedName, NetworkAddr, NetworkBlock, NetworkId, NetworkMode, Policy, PolicyKey,
+    Service, ServiceKey, TrustDomain, TunnelProtocol, Uid, Visibility, Workload, WorkloadKind,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;

@@ -134,7 +134,7 @@ pub fn validate(object: &Object) -> Vec<Finding> {
         Object::EndpointSlice(slice) => kubernetes::endpoint_slice(slice, &mut findings),
         Object::ServiceEntry(entry) => service_entry::service_entry(&entry.spec, &mut findings),
         Object::WorkloadEntry(entry) => {
-            service_entry::workload_entry(&entry.spec, &"spec".into(), None, &mut findings);
+            service_entry::workload_entry(&entry.spec, &"spec".into(), &mut findings);
         }
         Object::Gateway(gateway) => gateway::gateway(gateway, &mut findings),
         Object::AuthorizationPolicy(policy) => policies::authorization(policy, &mut findings),

@@ -8,8 +8,8 @@ use model::policy::{Action, Clause, Match, PolicyScope, Rule, ServiceAccountMatc
 use model::{
     AppProtocol, ApplicationTunnel, ApplicationTunnelProtocol, GatewayAddress, GatewayDestination, Health,
     HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Locality, NamespacedHostname, NetworkAddr,
-    NetworkBlock, NetworkId, NetworkMode, Policy, PolicyKey, PortMapping, Scope, Service, ServiceKey, TrustDomain,
-    TunnelProtocol, Uid, Visibility, WeightedWaypoint, Workload, WorkloadKind,
+    NetworkBlock, NetworkId, NetworkMode, Policy, PolicyKey, PortMapping, Scope, Service, ServiceKey,
+    TrustDomain, TunnelProtocol, Uid, Visibility, WeightedWaypoint, Workload, WorkloadKind,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -193,7 +193,14 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
     let weighted =
         (gateway(), any::<u32>()).prop_map(|(destination, weight)| WeightedWaypoint { destination, weight });
     (
-        (text(), word(), word(), (vec(network_addr(), 0..3), vec(network_block(), 0..2)), vec(port(), 0..3), vec(text(), 0..3)),
+        (
+            text(),
+            word(),
+            word(),
+            (vec(network_addr(), 0..3), vec(network_block(), 0..2)),
+            vec(port(), 0..3),
+            vec(text(), 0..3),
+        ),
         (option::of(gateway()), load_balancing(), select(vec![Automatic, V4Only, V6Only, Dual])),
         (any::<[bool; 3]>(), vec(weighted, 0..3)),
     )

@@ -6,8 +6,8 @@ use ambit_proto::workload as wire;
 use bytes::Bytes;
 use model::{
     AppProtocol, ApplicationTunnelProtocol, GatewayAddress, GatewayDestination, Health, HealthPolicy,
-    IpFamilies, LoadBalancingMode, NetworkAddr, NetworkBlock, NetworkMode, PortMapping, Scope, Service, TunnelProtocol,
-    Visibility, Workload, WorkloadKind,
+    IpFamilies, LoadBalancingMode, NetworkAddr, NetworkBlock, NetworkMode, PortMapping, Scope, Service,
+    TunnelProtocol, Visibility, Workload, WorkloadKind,
 };
 use prost::Message;
 

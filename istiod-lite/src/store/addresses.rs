@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use manifest::kinds::ServiceEntry;
 use manifest::{Kind, Object, ObjectKey};
@@ -31,7 +32,18 @@ pub(crate) fn of_service(service: &Service) -> Vec<IpAddr> {
 
 /// The virtual addresses that a ServiceEntry names, each once.
 pub(crate) fn of_entry(entry: &ServiceEntry) -> Vec<IpAddr> {
-    each_once(entry.spec.addresses.iter())
+    each_once(entry.spec.addresses.iter().filter(|text| block(text).is_none()))
+}
+
+/// The blocks of addresses that a ServiceEntry names.
+pub(crate) fn blocks_of_entry(entry: &ServiceEntry) -> BTreeSet<IpNet> {
+    entry.spec.addresses.iter().filter_map(|text| block(text)).collect()
+}
+
+/// A block of one is its address, and no block.
+fn block(text: &str) -> Option<IpNet> {
+    let block: IpNet = text.parse().ok()?;
+    (block.prefix_len() < block.max_prefix_len()).then(|| block.trunc())
 }
 
 /// A pod's addresses, each once; one that has ended has none, and they may be others' by now.
@@ -46,7 +58,6 @@ pub(crate) fn is_over(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// A block of one is its address.
 fn each_once<'t>(texts: impl Iterator<Item = &'t String>) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for text in texts {

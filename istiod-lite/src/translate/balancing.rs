@@ -1,7 +1,7 @@
 //! Which of a service's endpoints its clients prefer, or must keep to.
 
 use k8s_openapi::api::core::v1::Service;
-use manifest::kinds::ServiceEntry;
+use manifest::kinds::{Resolution, ServiceEntry};
 use manifest::{TrafficDistribution, is_kept_on_node};
 use model::{HealthPolicy, LoadBalancing, LoadBalancingMode, Scope};
 
@@ -24,6 +24,10 @@ pub(super) fn of_service(store: &Store, object: &Service) -> LoadBalancing {
 
 /// As a ServiceEntry's annotation says.
 pub(super) fn of_entry(store: &Store, object: &ServiceEntry) -> LoadBalancing {
+    if object.spec.resolution.unwrap_or_default() == Resolution::None {
+        // Clients choose the address themselves.
+        return LoadBalancing { mode: LoadBalancingMode::Passthrough, ..LoadBalancing::default() };
+    }
     let home = object.metadata.namespace.as_deref().and_then(|namespace| store.namespace(namespace));
     preferring(TrafficDistribution::of_annotations(&object.metadata, home.map(|home| &home.metadata)))
 }

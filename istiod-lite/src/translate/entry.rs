@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use manifest::kinds::{ServiceEntry, WorkloadEntry, WorkloadEntrySpec};
 use manifest::{Kind, ObjectKey};
@@ -70,13 +71,20 @@ pub(super) fn written_out(store: &Store, entry: &ServiceEntry) -> Vec<Workload> 
     let own = entry.metadata.labels.as_ref().unwrap_or(&none);
     let waypoint = waypoint::before_workload(store, namespace, own).unwrap_or_default();
     let mut workloads: BTreeMap<Uid, Workload> = BTreeMap::new();
-    for endpoint in &entry.spec.endpoints {
+    let mut endpoint_of = |endpoint: &WorkloadEntrySpec, hosts: &[ServiceKey]| {
         let mappings = ports::of_entry(&entry.spec, endpoint);
         let services = hosts.iter().map(|host| (host.clone(), mappings.clone())).collect();
         let uid = Uid::new(format!("{prefix}/{}", endpoint.address));
         if let Some(workload) = build(store, uid, namespace, name, endpoint, &endpoint.labels, services) {
             let workload = Workload { waypoint: waypoint.clone(), ..workload };
             workloads.entry(workload.uid.clone()).or_insert(workload);
+        }
+    };
+    entry.spec.endpoints.iter().for_each(|endpoint| endpoint_of(endpoint, &hosts));
+    if entry.spec.is_its_own_endpoint() {
+        for host in &hosts {
+            let itself = WorkloadEntrySpec { address: host.hostname.to_string(), ..Default::default() };
+            endpoint_of(&itself, std::slice::from_ref(host));
         }
     }
     workloads.into_values().collect()
@@ -91,7 +99,10 @@ fn build(
     labels: &BTreeMap<String, String>,
     services: BTreeMap<ServiceKey, Vec<PortMapping>>,
 ) -> Option<Workload> {
-    let ip: IpAddr = spec.address.parse().ok()?;
+    let ip = spec.address.parse::<IpAddr>();
+    // What is no address is the name of a host.
+    let hostname =
+        ip.is_err().then(|| spec.address.to_lowercase().into()).filter(|name: &Arc<str>| !name.is_empty());
     let (canonical_name, canonical_revision) = canonical(labels, name);
     let native_tunnel = has_native_tunnel(labels);
     let or =
@@ -102,8 +113,8 @@ fn build(
         uid,
         name: name.into(),
         namespace: namespace.into(),
-        addresses: vec![ip],
-        hostname: None,
+        addresses: ip.into_iter().collect(),
+        hostname,
         network: NetworkId::new(&*network),
         tunnel: if native_tunnel { TunnelProtocol::Hbone } else { TunnelProtocol::None },
         trust_domain: store.mesh().trust_domain.clone(),

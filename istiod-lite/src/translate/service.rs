@@ -7,7 +7,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use manifest::gateway::INGRESS_USE_WAYPOINT;
 use manifest::kinds::{ServiceEntry, ServiceEntrySpec};
 use manifest::{Kind, ObjectKey, label};
-use model::{IpFamilies, LoadBalancing, NetworkAddr, NetworkId, Service, ServiceKey, Visibility};
+use model::{
+    IpFamilies, LoadBalancing, NetworkAddr, NetworkBlock, NetworkId, Service, ServiceKey, Visibility,
+};
 
 use super::{Note, Translated, balancing, default_network, ports, waypoint};
 use crate::store::{Store, addresses};
@@ -97,14 +99,18 @@ fn divided(store: &Store, entry: &ServiceEntry) -> (Vec<IpAddr>, Vec<(IpAddr, Ob
     (free, taken)
 }
 
-/// `free` are the addresses that nobody else has.
+/// `free` are the addresses that it names and that nobody else has.
 fn of_entry(store: &Store, object: &ServiceEntry, host: &ServiceKey, free: Vec<IpAddr>) -> Service {
     let spec: &ServiceEntrySpec = &object.spec;
     let own_only = spec.export_to.iter().any(|namespace| namespace == ".")
         && !spec.export_to.iter().any(|namespace| namespace == "*");
+    let name = object.metadata.name.as_deref().unwrap_or_default();
+    let network = NetworkId::new(default_network(store));
+    let block = |block| NetworkBlock::new(network.clone(), block);
     Service {
-        name: object.metadata.name.as_deref().unwrap_or_default().into(),
-        addresses: in_network(free, default_network(store)),
+        name: name.into(),
+        addresses: in_network(free.into_iter().chain(store.vips().of(host, name)), network.as_str()),
+        blocks: addresses::blocks_of_entry(object).into_iter().map(block).collect(),
         ports: ports::of_entry(spec, &ports::Nobody),
         subject_alt_names: spec.subject_alt_names.iter().map(|name| name.as_str().into()).collect(),
         ip_families: IpFamilies::Automatic,
@@ -121,6 +127,7 @@ fn blank(store: &Store, host: &ServiceKey) -> Service {
         namespace: host.namespace.clone(),
         hostname: host.hostname.clone(),
         addresses: Vec::new(),
+        blocks: Vec::new(),
         ports: Vec::new(),
         subject_alt_names: Vec::new(),
         waypoint: None,

@@ -207,6 +207,87 @@ fn a_service_entry_brings_its_endpoints_or_selects_them() {
     assert!(!mesh.world.workloads().any(|w| w.uid.as_str().ends_with("192.0.2.1")));
 }
 
+fn service_entry(meta: &str, hosts: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{{meta}}}\nspec: {{hosts: [{hosts}], ports: [{{number: 443, name: tls}}], {spec}}}\n---\n"
+    )
+}
+
+#[test]
+fn a_host_without_addresses_gets_one_of_its_own_for_as_long_as_it_is_there() {
+    let told = |mesh: &Mesh, host: &str| -> Vec<String> {
+        let service = mesh.world.services().find(|service| &*service.hostname == host).unwrap();
+        service.addresses.iter().map(ToString::to_string).collect()
+    };
+    let entry = |name: &str, host: &str| {
+        service_entry(&format!("name: {name}, namespace: shop"), host, "resolution: DNS")
+    };
+    let mut mesh = Mesh::of(&entry("a", "api.example.com"));
+    let first = told(&mesh, "api.example.com");
+    assert!(first[0].starts_with("/240.240.") && first[1].starts_with("/2001:2::"), "{first:?}");
+    mesh.apply(&(0..50).map(|n| entry(&format!("b{n}"), &format!("h{n}.example.com"))).collect::<String>());
+    let all: BTreeSet<String> =
+        mesh.world.services().flat_map(|s| &s.addresses).map(ToString::to_string).collect();
+    assert_eq!(all.len(), 2 * 51);
+    assert_eq!(
+        told(&Mesh::of(&entry("a", "api.example.com")), "api.example.com"),
+        first,
+        "it is always the same"
+    );
+    for spec in ["resolution: NONE", "resolution: DNS, addresses: [240.0.0.9]"] {
+        mesh.apply(&service_entry("name: a, namespace: shop", "api.example.com", spec));
+        let told = told(&mesh, "api.example.com");
+        assert!(told.iter().all(|a| a == "/240.0.0.9"), "{spec}: {told:?}");
+    }
+    mesh.apply(&service_entry(
+        "name: a, namespace: shop",
+        "'*.example.com'",
+        "resolution: STATIC, endpoints: [{address: 192.0.2.1}]",
+    ));
+    assert_eq!(told(&mesh, "*.example.com"), [""; 0], "a wildcard stands for no place in particular");
+}
+
+#[test]
+fn hosts_that_are_looked_up_are_endpoints_by_name() {
+    let mut mesh = Mesh::of(&service_entry(
+        "name: api, namespace: shop",
+        "api.example.com, www.example.com",
+        "resolution: DNS",
+    ));
+    for host in ["api.example.com", "www.example.com"] {
+        let endpoint = mesh.workload(&format!("api/{host}"));
+        assert_eq!((endpoint.hostname.as_deref(), &endpoint.addresses[..]), (Some(host), &[][..]));
+        let services: Vec<_> = endpoint.services.keys().map(|key| &*key.hostname).collect();
+        assert_eq!(services, [host], "each is its own endpoint");
+    }
+    mesh.apply(&service_entry(
+        "name: api, namespace: shop",
+        "api.example.com, www.example.com",
+        "resolution: DNS, endpoints: [{address: Eu.example.com, weight: 2}, {address: 192.0.2.1}]",
+    ));
+    assert_eq!(mesh.world.workloads().count(), 2);
+    let named = mesh.workload("api/Eu.example.com");
+    assert_eq!(
+        (named.hostname.as_deref(), named.capacity, named.services.len()),
+        (Some("eu.example.com"), 2, 2)
+    );
+    assert_eq!(mesh.workload("api/192.0.2.1").hostname, None);
+}
+
+#[test]
+fn blocks_and_none_leave_the_address_to_clients() {
+    let mesh = Mesh::of(&service_entry(
+        "name: vpc, namespace: shop",
+        "'*.vpc.example'",
+        "addresses: [192.0.2.77/24, 198.51.100.7], resolution: NONE",
+    ));
+    let service = mesh.world.services().next().unwrap();
+    assert_eq!(service.load_balancing.mode, model::LoadBalancingMode::Passthrough);
+    assert_eq!(service.addresses[0].to_string(), "/198.51.100.7");
+    assert_eq!(service.blocks[0].block.to_string(), "192.0.2.0/24");
+    assert_eq!((service.addresses.len(), service.blocks.len(), mesh.world.workloads().count()), (1, 1, 0));
+}
+
 #[test]
 fn of_two_declarations_of_a_host_one_counts_and_the_other_is_told() {
     let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a, namespace: shop}\nspec:\n  hosts: [web.shop.svc.cluster.local]\n  addresses: [240.0.0.1]\n  ports: [{number: 80, name: tcp}]\n  resolution: STATIC\n  endpoints: [{address: 192.0.2.1}]\n---\n";
@@ -419,7 +500,12 @@ fn any_step() -> impl Strategy<Value = Step> {
         }),
         3 => (ns(), n(), n(), prop::option::of(selector()), prop::sample::select(vec!["240.0.0", "10.96.0"]), n()).prop_map(|(ns, name, host, selector, block, ip)| {
             let endpoints = selector.map_or("endpoints: [{address: 192.0.2.1, labels: {app: x}}]".to_owned(), |s| format!("workloadSelector: {{labels: {s}}}"));
-            Step::Put(format!("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: se{name}, namespace: {ns}}}\nspec: {{hosts: [h{host}.example.com, s{host}.a.svc.cluster.local], addresses: [240.1.0.{name}, {block}.{ip}], ports: [{{number: 80, name: http}}], resolution: STATIC, {endpoints}}}\n"))
+            let spec = match ip {
+                0 => "resolution: DNS".to_owned(),
+                1 => format!("resolution: STATIC, {endpoints}"),
+                _ => format!("addresses: [240.1.0.{name}, {block}.{ip}, 192.0.2.0/24], resolution: STATIC, {endpoints}"),
+            };
+            Step::Put(format!("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: se{name}, namespace: {ns}}}\nspec: {{hosts: [h{host}.example.com, s{host}.a.svc.cluster.local], ports: [{{number: 80, name: http}}], {spec}}}\n"))
         }),
         2 => (ns(), n(), app()).prop_map(|(ns, name, labels)| {
             Step::Put(format!("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w{name}, namespace: {ns}, labels: {{{labels}}}}}\nspec: {{address: 192.0.2.3, ports: {{http: 7}}}}\n"))

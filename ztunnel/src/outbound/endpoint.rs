@@ -1,5 +1,6 @@
 //! Which endpoints of a service to try, and in which order.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -9,9 +10,11 @@ use model::{
     Workload,
 };
 use rand::Rng;
+use rand::seq::SliceRandom;
 use thiserror::Error;
 
 use crate::departures::Departures;
+use crate::names::{Known, Resolved};
 
 /// The most endpoints that one connection tries.
 pub const ALTERNATIVES: usize = 5;
@@ -30,6 +33,8 @@ pub(crate) struct Client<'a> {
     pub(crate) departures: &'a Departures,
     /// Whether endpoints in other networks count, which a gateway leads to.
     pub(crate) beyond: bool,
+    /// What is known of the names of endpoints without addresses; nothing where such endpoints do not count.
+    pub(crate) names: Option<&'a Resolved>,
 }
 
 /// An endpoint to try.
@@ -54,9 +59,12 @@ pub enum NoEndpoint {
     /// The gateways to their networks cannot be used.
     #[error("its endpoints are in other networks, whose gateways are not known or not ready")]
     NoGateway,
-    /// They have a host name and no address.
-    #[error("its endpoints have only a host name, which this version does not resolve: give them addresses")]
+    /// They have a host name and no address, where one is needed: a waypoint, or the gateway of a network.
+    #[error("its endpoints have only a host name: give them addresses")]
     NameOnly,
+    /// Their host names have no address.
+    #[error("the host names of its endpoints cannot be looked up")]
+    Unresolved,
     /// None has an address of the service's IP families.
     #[error("no endpoint has an address of the service's IP families")]
     IpFamily,
@@ -88,7 +96,27 @@ struct Candidate<'a> {
     /// Its turn among those of its tier.
     turn: f64,
     workload: &'a Arc<Workload>,
-    addr: Option<SocketAddr>,
+    place: Place<'a>,
+}
+
+/// Where an endpoint is.
+enum Place<'a> {
+    At(SocketAddr),
+    /// At all that its name stands for.
+    Resolved(&'a [IpAddr], u16),
+    /// Where its name says, which has not been asked for.
+    Named(&'a Arc<str>),
+    /// Behind a gateway.
+    Beyond,
+}
+
+/// What can be said of a service's endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// Those to try, best first.
+    Endpoints(Vec<Endpoint>),
+    /// It depends on where these names lead.
+    Need(BTreeSet<Arc<str>>),
 }
 
 /// The endpoints of a service to try, best first: up to [`ALTERNATIVES`], all different.
@@ -97,20 +125,67 @@ struct Candidate<'a> {
 /// no gateway leads to, and those of capacity 0. Those that are about to end and still serve are left out unless there are
 /// no others. Under failover, endpoints that share more with the client come before those that share less. Among equals the
 /// order is drawn, each with a chance in proportion to its capacity. `port_on` tells the port on an endpoint, if it has the
-/// one that is wanted.
+/// one that is wanted. Endpoints by name count where the client's [`Client::names`] are there; of one whose name stands for
+/// several addresses, each is an endpoint.
 pub(crate) fn choose(
     world: &World,
     service: &Service,
     client: &Client<'_>,
     port_on: impl Fn(&Workload) -> Option<u16>,
     rng: &mut impl Rng,
+) -> Result<Choice, NoEndpoint> {
+    let best = ranked(world, service, client, port_on, rng)?;
+    let names: BTreeSet<_> = best.iter().filter_map(|c| c.place.is_named().cloned()).collect();
+    if !names.is_empty() {
+        return Ok(Choice::Need(names));
+    }
+    let mut endpoints = Vec::with_capacity(best.len());
+    for Candidate { workload, place, .. } in best {
+        let at = |addr| Endpoint { workload: workload.clone(), addr };
+        match place {
+            Place::At(addr) => endpoints.push(at(Some(addr))),
+            Place::Beyond => endpoints.push(at(None)),
+            Place::Named(_) => {}
+            Place::Resolved(addresses, port) => {
+                let mut addresses: Vec<_> =
+                    addresses.iter().filter(|ip| is_of(ip, service.ip_families)).collect();
+                addresses.shuffle(rng);
+                addresses.sort_by_key(|ip| ip.is_ipv4() != client.v4);
+                endpoints.extend(addresses.into_iter().map(|ip| at(Some(SocketAddr::new(*ip, port)))));
+            }
+        }
+    }
+    endpoints.truncate(ALTERNATIVES);
+    Ok(Choice::Endpoints(endpoints))
+}
+
+/// The same where endpoints by name do not count.
+pub(crate) fn choose_by_address(
+    world: &World,
+    service: &Service,
+    client: &Client<'_>,
+    port_on: impl Fn(&Workload) -> Option<u16>,
+    rng: &mut impl Rng,
 ) -> Result<Vec<Endpoint>, NoEndpoint> {
+    match choose(world, service, &Client { names: None, ..*client }, port_on, rng)? {
+        Choice::Endpoints(endpoints) => Ok(endpoints),
+        Choice::Need(_) => Err(NoEndpoint::NameOnly),
+    }
+}
+
+fn ranked<'a>(
+    world: &'a World,
+    service: &Service,
+    client: &Client<'a>,
+    port_on: impl Fn(&Workload) -> Option<u16>,
+    rng: &mut impl Rng,
+) -> Result<Vec<Candidate<'a>>, NoEndpoint> {
     let mut best: Vec<Candidate<'_>> = Vec::with_capacity(ALTERNATIVES);
     let mut obstacle = NoEndpoint::None;
     for workload in world.endpoints(&service.key()) {
         match reach(service, workload, client, &port_on) {
             Err(lacks) => obstacle = obstacle.max(lacks),
-            Ok(Reached { addr, last_resort, tier }) => {
+            Ok(Reached { place, last_resort, tier }) => {
                 // An exponential race: who arrives first is drawn by weight, and so is who comes second of the rest.
                 let turn = -(1.0 - rng.random::<f64>()).ln() / f64::from(workload.capacity);
                 let at = best.partition_point(|held| {
@@ -118,7 +193,7 @@ pub(crate) fn choose(
                 });
                 if at < ALTERNATIVES {
                     best.truncate(ALTERNATIVES - 1);
-                    best.insert(at, Candidate { last_resort, tier, turn, workload, addr });
+                    best.insert(at, Candidate { last_resort, tier, turn, workload, place });
                 }
             }
         }
@@ -130,13 +205,21 @@ pub(crate) fn choose(
     if lasting > 0 {
         best.truncate(lasting);
     }
-    Ok(best.into_iter().map(|c| Endpoint { workload: c.workload.clone(), addr: c.addr }).collect())
+    Ok(best)
+}
+
+impl<'a> Place<'a> {
+    fn is_named(&self) -> Option<&'a Arc<str>> {
+        match self {
+            Self::Named(name) => Some(name),
+            _ => None,
+        }
+    }
 }
 
 /// Where an endpoint is reached.
-struct Reached {
-    /// Nothing where it is behind a gateway.
-    addr: Option<SocketAddr>,
+struct Reached<'a> {
+    place: Place<'a>,
     last_resort: bool,
     /// How much of the routing preference it misses.
     tier: usize,
@@ -144,17 +227,17 @@ struct Reached {
 
 /// Where an endpoint is reached and how much it is wanted, if it can be used. The checks stand in
 /// the order of [`NoEndpoint`], so that the obstacle told is the one of the endpoint that came furthest.
-fn reach(
+fn reach<'a>(
     service: &Service,
-    workload: &Workload,
-    client: &Client<'_>,
+    workload: &'a Workload,
+    client: &Client<'a>,
     port_on: impl Fn(&Workload) -> Option<u16>,
-) -> Result<Reached, NoEndpoint> {
-    let addr = if workload.network == *client.network {
-        Some(within(service, workload, client, port_on)?)
+) -> Result<Reached<'a>, NoEndpoint> {
+    let place = if workload.network == *client.network {
+        within(service, workload, client, port_on)?
     } else if client.beyond && workload.network_gateway.is_some() && workload.tunnel == TunnelProtocol::Hbone
     {
-        None
+        Place::Beyond
     } else {
         return Err(NoEndpoint::OtherNetwork);
     };
@@ -177,32 +260,45 @@ fn reach(
         LoadBalancingMode::Strict if shared < scopes.len() => return Err(NoEndpoint::OutOfScope),
         LoadBalancingMode::Strict => 0,
     };
-    Ok(Reached { addr, last_resort, tier })
+    Ok(Reached { place, last_resort, tier })
 }
 
 /// Where an endpoint of the client's own network is reached.
-fn within(
+fn within<'a>(
     service: &Service,
-    workload: &Workload,
-    client: &Client<'_>,
+    workload: &'a Workload,
+    client: &Client<'a>,
     port_on: impl Fn(&Workload) -> Option<u16>,
-) -> Result<SocketAddr, NoEndpoint> {
+) -> Result<Place<'a>, NoEndpoint> {
+    let port = || port_on(workload).ok_or(NoEndpoint::TargetPort);
     if workload.addresses.is_empty() {
-        return Err(NoEndpoint::NameOnly);
+        let (Some(name), Some(names)) = (&workload.hostname, client.names) else {
+            return Err(NoEndpoint::NameOnly);
+        };
+        return match names.of(name) {
+            Known::NotYet => port().map(|_| Place::Named(name)),
+            Known::Nowhere => Err(NoEndpoint::Unresolved),
+            Known::At(all) if all.iter().any(|ip| is_of(ip, service.ip_families)) => {
+                Ok(Place::Resolved(all, port()?))
+            }
+            Known::At(_) => Err(NoEndpoint::IpFamily),
+        };
     }
     let ip = address(workload, service.ip_families, client.v4).ok_or(NoEndpoint::IpFamily)?;
-    let port = port_on(workload).ok_or(NoEndpoint::TargetPort)?;
-    Ok(SocketAddr::new(ip, port))
+    Ok(Place::At(SocketAddr::new(ip, port()?)))
+}
+
+fn is_of(ip: &IpAddr, families: IpFamilies) -> bool {
+    match families {
+        IpFamilies::V4Only => ip.is_ipv4(),
+        IpFamilies::V6Only => ip.is_ipv6(),
+        IpFamilies::Automatic | IpFamilies::Dual => true,
+    }
 }
 
 /// An address of the families that the service has; of these, one of the family that the client dialled comes first.
 fn address(workload: &Workload, families: IpFamilies, v4: bool) -> Option<IpAddr> {
-    let allowed = |ip: &IpAddr| match families {
-        IpFamilies::V4Only => ip.is_ipv4(),
-        IpFamilies::V6Only => ip.is_ipv6(),
-        IpFamilies::Automatic | IpFamilies::Dual => true,
-    };
-    let mut addresses = workload.addresses.iter().map(IpAddr::to_canonical).filter(allowed);
+    let mut addresses = workload.addresses.iter().map(IpAddr::to_canonical).filter(|ip| is_of(ip, families));
     let first = addresses.next()?;
     if first.is_ipv4() == v4 {
         return Some(first);

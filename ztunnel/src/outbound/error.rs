@@ -8,6 +8,7 @@ use std::time::Duration;
 use hbone::TransportError;
 use hbone::client::OpenError;
 use identity::{PeerError, TlsFailure};
+use model::ServiceKey;
 use telemetry::metrics::ResponseFlags;
 use thiserror::Error;
 
@@ -30,6 +31,24 @@ pub enum OutboundError {
     /// It must not be made.
     #[error(transparent)]
     Refused(#[from] Reason),
+    /// The host names of the service's endpoints lead nowhere.
+    #[error("service {service} port {port} has no usable endpoint: {failures}")]
+    Lookup {
+        /// The service.
+        service: ServiceKey,
+        /// The port that was dialled.
+        port: u16,
+        /// Each name, and why it leads nowhere.
+        failures: String,
+    },
+    /// Nobody says where host names lead.
+    #[error("{names} cannot be looked up within {limit:?}: check the resolvers of the node")]
+    LookupTimeout {
+        /// The names.
+        names: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// The destination cannot be connected to.
     #[error("cannot connect to {to}")]
     Connect {
@@ -155,9 +174,12 @@ impl OutboundError {
     pub fn response_flags(&self) -> ResponseFlags {
         match self {
             Self::Refused(reason) => reason.response_flags(),
-            Self::NotSynced(_) | Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::NoHops => {
-                ResponseFlags::Connect
-            }
+            Self::NotSynced(_)
+            | Self::Lookup { .. }
+            | Self::LookupTimeout { .. }
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::NoHops => ResponseFlags::Connect,
             Self::Tunnel { source, .. } => tunnel_flags(source, dial_flags),
             Self::Inside { source, .. } => tunnel_flags(source, |error, tls| match error {
                 InsideError::Gateway(error) => tunnel_flags(error, dial_flags),

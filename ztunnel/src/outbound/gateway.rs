@@ -8,7 +8,7 @@ use index::{World, target_port};
 use model::{GatewayDestination, IdentitySet, Service, SpiffeId, Workload};
 use rand::Rng;
 
-use super::endpoint::{Client, Endpoint, NoEndpoint, choose};
+use super::endpoint::{Client, Endpoint, NoEndpoint, choose_by_address};
 use super::plan::{Beyond, Hbone, Hop, tunnel};
 use super::waypoint::{At, locate};
 use crate::local::LocalPod;
@@ -58,7 +58,7 @@ fn gateway(
                 None => Some(port),
             };
             let Endpoint { workload, addr } =
-                choose(world, of, &client, port_on, rng).ok()?.into_iter().next()?;
+                choose_by_address(world, of, &client, port_on, rng).ok()?.into_iter().next()?;
             tunnel(&workload, Some(of), addr?, authority)
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! A pure function of one snapshot: nothing here waits, looks anything up elsewhere, or reads a clock.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -13,12 +14,13 @@ use model::{
 };
 use rand::Rng;
 
-use super::endpoint::{ALTERNATIVES, Client, Endpoint, NoEndpoint, choose};
+use super::endpoint::{ALTERNATIVES, Choice, Client, Endpoint, NoEndpoint, choose};
 use super::gateway::beyond;
 use super::reason::Reason;
 use super::waypoint::{Guarded, Waypoint};
 use crate::departures::Departures;
 use crate::local::LocalPod;
+use crate::names::Resolved;
 use crate::ports;
 
 /// What is known about a connection when it is accepted.
@@ -32,6 +34,8 @@ pub struct Facts<'a> {
     pub destination: SocketAddr,
     /// The pods of the node that are about to end.
     pub departures: &'a Departures,
+    /// Where names lead that were asked for.
+    pub names: &'a Resolved,
 }
 
 /// What to do with a connection.
@@ -45,6 +49,8 @@ pub enum Plan {
     /// Connect to the first of the hops that takes the connection. A hop may be given up for the next only as long as no
     /// byte of the application has been sent to it.
     Forward(Route),
+    /// Look these names up, and plan again with what they lead to. It is not said a second time.
+    Need(BTreeSet<Arc<str>>),
     /// Reset it, and say why.
     Refuse(Reason),
 }
@@ -166,8 +172,12 @@ fn to_service(
     }
     let client = client(world, facts, destination);
     let no_endpoint = |why| Reason::NoEndpoint { service: service.key(), port, why };
-    let endpoints =
+    let chosen =
         choose(world, service, &client, |w| target_port(service, w, port), rng).map_err(no_endpoint)?;
+    let endpoints = match chosen {
+        Choice::Endpoints(endpoints) => endpoints,
+        Choice::Need(names) => return Ok(Plan::Need(names)),
+    };
     let mut hops: Vec<Hop> = Vec::with_capacity(endpoints.len());
     let mut lack = NoEndpoint::NoIdentity;
     for Endpoint { workload, addr } in endpoints {
@@ -302,6 +312,7 @@ fn client<'a>(world: &'a World, facts: &Facts<'a>, destination: SocketAddr) -> C
         v4: destination.is_ipv4(),
         departures: facts.departures,
         beyond: true,
+        names: Some(facts.names),
     }
 }
 

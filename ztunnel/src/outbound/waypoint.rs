@@ -8,7 +8,7 @@ use index::{World, target_port};
 use model::{GatewayAddress, GatewayDestination, NetworkAddr, Service, SpiffeId, Workload};
 use rand::Rng;
 
-use super::endpoint::{Client, Endpoint, NoEndpoint, choose};
+use super::endpoint::{Client, Endpoint, NoEndpoint, choose_by_address};
 use super::reason::Reason;
 use crate::local::LocalPod;
 
@@ -146,7 +146,7 @@ impl<'a> Waypoint<'a> {
                 };
                 // A waypoint is passed in the client's own network.
                 let client = Client { beyond: false, ..*client };
-                choose(world, service, &client, port_on, rng).map_err(|why| self.unusable(why))
+                choose_by_address(world, service, &client, port_on, rng).map_err(|why| self.unusable(why))
             }
             At::Workload(workload) => {
                 let GatewayDestination::Address(NetworkAddr { network, ip }) = &self.gateway.destination

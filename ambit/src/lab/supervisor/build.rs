@@ -54,6 +54,7 @@ pub(super) async fn lab(place: &Place, machine: &Machine, count: u8) -> anyhow::
         nodes.push(node.with_context(|| format!("the network of {}", plan.name))?);
     }
     system::issue_tokens(place, &plans).context("the tokens of the nodes")?;
+    system::name_the_resolver(place).context("the resolver of the nodes")?;
     let directory = Directory::create(place.objects()).context("the objects' directory")?;
 
     let (sender, messages) = mpsc::channel(QUEUE);

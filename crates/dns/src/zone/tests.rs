@@ -17,8 +17,12 @@ fn world(updates: impl IntoIterator<Item = Update>) -> World {
 }
 
 fn asked(world: &World, namespace: &str, name: &str, kind: RecordType) -> Verdict {
+    asked_by(world, namespace, true, name, kind)
+}
+
+fn asked_by(world: &World, namespace: &str, has_v6: bool, name: &str, kind: RecordType) -> Verdict {
     let network = NetworkId::default();
-    let viewer = Viewer { namespace, network: &network, domain: "cluster.local" };
+    let viewer = Viewer { namespace, network: &network, domain: "cluster.local", has_v6 };
     let message = question(name, kind).to_vec().unwrap();
     decide(world, &viewer, &message, true, &mut SmallRng::seed_from_u64(1))
 }
@@ -158,4 +162,21 @@ fn who_may_not_see_a_host_is_not_told_of_it() {
     let alone = Service { visibility: Visibility::Namespace, ..entry("shop", "own.internal", "240.240.0.3") };
     let world = world.apply([alone.into()]).0;
     assert_eq!(asked(&world, "bar", "own.internal.", RecordType::A), NOT_OURS);
+}
+
+#[test]
+fn who_has_no_v6_is_told_no_automatic_address_of_it() {
+    let automatic = entry("shop", "api.example.com", "240.240.0.7");
+    let automatic = Service {
+        addresses: [automatic.addresses, vec![testkit::fixtures::addr("2001:2::7")]].concat(),
+        ..automatic
+    };
+    let named = entry("shop", "own.example.com", "fd00::7");
+    let world = world([automatic.into(), named.into()]);
+    let count = |has_v6, name| match asked_by(&world, "shop", has_v6, name, RecordType::AAAA) {
+        Verdict::Answer(answer) => Message::from_vec(&answer).unwrap().answers.len(),
+        Verdict::Relay { .. } => panic!("it is the mesh's"),
+    };
+    assert_eq!((count(true, "api.example.com."), count(false, "api.example.com.")), (1, 0));
+    assert_eq!((count(true, "own.example.com."), count(false, "own.example.com.")), (1, 1));
 }

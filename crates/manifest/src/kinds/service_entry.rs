@@ -37,6 +37,14 @@ pub struct ServiceEntrySpec {
     pub subject_alt_names: Vec<String>,
 }
 
+impl ServiceEntrySpec {
+    /// Whether its hosts, looked up, are its endpoints: by DNS, where none are written out.
+    pub fn is_its_own_endpoint(&self) -> bool {
+        let by_dns = matches!(self.resolution, Some(Resolution::Dns | Resolution::DnsRoundRobin));
+        by_dns && self.endpoints.is_empty() && self.workload_selector.is_none()
+    }
+}
+
 /// A port of a ServiceEntry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, rename = "ServiceEntryPort")]

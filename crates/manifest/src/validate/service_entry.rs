@@ -15,47 +15,16 @@ pub(super) fn service_entry(spec: &ServiceEntrySpec, findings: &mut Findings) {
     hosts(spec, &path, findings);
     let ports = ports(spec, &path, findings);
     let resolution = spec.resolution.unwrap_or_default();
-    if resolution != Resolution::Static {
-        let at = spec.resolution.map_or_else(|| path.clone(), |_| path.field("resolution"));
-        findings
-            .error(&at, format!("resolution {} is not supported yet", resolution.as_str()))
-            .remedy("use `resolution: STATIC` with `addresses` and `endpoints`");
-    } else if spec.addresses.is_empty() {
-        findings
-            .error(&path, "a STATIC ServiceEntry without `addresses` is not supported yet")
-            .remedy("give it a virtual address of its own, such as 240.0.0.10");
-    }
-    for (n, address) in spec.addresses.iter().enumerate() {
-        let path = path.field("addresses").index(n);
-        match address.parse::<IpAddr>().map(IpNet::from).or_else(|_| address.parse::<IpNet>()) {
-            Ok(net) if net.prefix_len() == net.max_prefix_len() => {}
-            Ok(_) => {
-                let finding = findings.error(&path, format!("the block `{address}` is not supported yet"));
-                finding.remedy("write single addresses");
-            }
-            Err(_) => {
-                findings.error(&path, format!("{address:?} is no IP address"));
-            }
-        }
-    }
-    match (&spec.workload_selector, spec.endpoints.is_empty()) {
-        (Some(_), false) => {
-            findings.error(&path.field("endpoints"), "either `endpoints` or `workloadSelector`, not both");
-        }
-        (None, true) if resolution == Resolution::Static => {
-            findings.error(&path, "a STATIC ServiceEntry needs `endpoints` or a `workloadSelector`");
-        }
-        (Some(selector), true) => {
-            let at = path.field("workloadSelector").field("labels");
-            if selector.labels.is_empty() {
-                findings.error(&path.field("workloadSelector"), "the selector is empty");
-            }
-            names::labels(&selector.labels, &at, findings);
-        }
-        _ => {}
-    }
+    addresses(spec, resolution, &path, findings);
+    endpoints(spec, resolution, &path, findings);
     for (n, endpoint) in spec.endpoints.iter().enumerate() {
-        workload_entry(endpoint, &path.field("endpoints").index(n), Some(&ports), findings);
+        let path = path.field("endpoints").index(n);
+        let is_named =
+            names_are_looked_up(resolution) && names::is_subdomain(&endpoint.address.to_lowercase());
+        if !is_named {
+            address(endpoint, &path, findings);
+        }
+        what_it_says(endpoint, &path, Some(&ports), findings);
     }
     for (n, namespace) in spec.export_to.iter().enumerate() {
         if !matches!(namespace.as_str(), "*" | ".") {
@@ -66,6 +35,83 @@ pub(super) fn service_entry(spec: &ServiceEntrySpec, findings: &mut Findings) {
                 )
                 .remedy("`*` for everybody, `.` for the own namespace");
         }
+    }
+}
+
+fn names_are_looked_up(resolution: Resolution) -> bool {
+    matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin)
+}
+
+fn addresses(spec: &ServiceEntrySpec, resolution: Resolution, path: &FieldPath, findings: &mut Findings) {
+    for (n, address) in spec.addresses.iter().enumerate() {
+        let path = path.field("addresses").index(n);
+        match address.parse::<IpAddr>().map(IpNet::from).or_else(|_| address.parse::<IpNet>()) {
+            Ok(net) if net.prefix_len() == net.max_prefix_len() => {}
+            Ok(_) if !names_are_looked_up(resolution) => {}
+            Ok(_) => {
+                let why = format!("the block `{address}` with resolution {}", resolution.as_str());
+                findings.error(&path, why).remedy("a name that is looked up has single addresses, or none");
+            }
+            Err(_) => {
+                findings.error(&path, format!("{address:?} is no IP address"));
+            }
+        }
+    }
+}
+
+/// Whether there are endpoints of the kind that the resolution asks for.
+fn endpoints(spec: &ServiceEntrySpec, resolution: Resolution, path: &FieldPath, findings: &mut Findings) {
+    let at = || spec.resolution.map_or_else(|| path.clone(), |_| path.field("resolution"));
+    let is_without = spec.endpoints.is_empty() && spec.workload_selector.is_none();
+    match resolution {
+        Resolution::DynamicDns => {
+            findings
+                .error(&at(), "resolution DYNAMIC_DNS is not supported yet")
+                .remedy("use `resolution: DNS` and name each host, or `NONE` for a wildcard");
+        }
+        Resolution::None if !is_without => {
+            findings
+                .error(&at(), "with resolution NONE the client's own address is the destination: endpoints have no meaning")
+                .remedy("use `resolution: STATIC` for endpoints by address, `DNS` for endpoints by name");
+        }
+        Resolution::Static if is_without => {
+            findings.error(path, "a STATIC ServiceEntry needs `endpoints` or a `workloadSelector`");
+        }
+        Resolution::Dns | Resolution::DnsRoundRobin => {
+            if spec.workload_selector.is_some() {
+                findings
+                    .error(
+                        &path.field("workloadSelector"),
+                        "a selector finds addresses, which are not looked up by DNS",
+                    )
+                    .remedy("use `resolution: STATIC`");
+            }
+            let wildcards = spec.hosts.iter().enumerate().filter(|(_, host)| host.starts_with('*'));
+            for (n, host) in wildcards.filter(|_| is_without) {
+                findings
+                    .error(&path.field("hosts").index(n), format!("`{host}` cannot be looked up"))
+                    .remedy("write `endpoints`, name each host, or use `resolution: NONE`");
+            }
+            if resolution == Resolution::DnsRoundRobin && spec.endpoints.len() > 1 {
+                findings
+                    .error(&path.field("endpoints"), "with DNS_ROUND_ROBIN there is one endpoint at most")
+                    .remedy("use `resolution: DNS` for several");
+            }
+        }
+        Resolution::None | Resolution::Static => {}
+    }
+    match (&spec.workload_selector, spec.endpoints.is_empty()) {
+        (Some(_), false) => {
+            findings.error(&path.field("endpoints"), "either `endpoints` or `workloadSelector`, not both");
+        }
+        (Some(selector), true) => {
+            let at = path.field("workloadSelector").field("labels");
+            if selector.labels.is_empty() {
+                findings.error(&path.field("workloadSelector"), "the selector is empty");
+            }
+            names::labels(&selector.labels, &at, findings);
+        }
+        _ => {}
     }
 }
 
@@ -116,24 +162,34 @@ fn ports<'s>(spec: &'s ServiceEntrySpec, path: &FieldPath, findings: &mut Findin
     port_names
 }
 
+/// A WorkloadEntry.
+pub(super) fn workload_entry(spec: &WorkloadEntrySpec, path: &FieldPath, findings: &mut Findings) {
+    address(spec, path, findings);
+    what_it_says(spec, path, None, findings);
+}
+
+fn address(spec: &WorkloadEntrySpec, path: &FieldPath, findings: &mut Findings) {
+    if spec.address.parse::<IpAddr>().is_ok() {
+        return;
+    }
+    let at = path.field("address");
+    if spec.address.is_empty() {
+        findings.error(path, "there is no `address`");
+    } else if spec.address.starts_with("unix:") {
+        findings.error(&at, "Unix sockets are not supported").remedy("use an IP address");
+    } else {
+        let finding = findings.error(&at, format!("{:?} is no IP address", spec.address));
+        finding.remedy("a ServiceEntry with `resolution: DNS` may name hosts as endpoints");
+    }
+}
+
 /// `port_names` are those of the service, where there is just one.
-pub(super) fn workload_entry(
+fn what_it_says(
     spec: &WorkloadEntrySpec,
     path: &FieldPath,
     port_names: Option<&BTreeSet<&str>>,
     findings: &mut Findings,
 ) {
-    if spec.address.parse::<IpAddr>().is_err() {
-        let at = path.field("address");
-        if spec.address.is_empty() {
-            findings.error(path, "there is no `address`");
-        } else if spec.address.starts_with("unix:") {
-            findings.error(&at, "Unix sockets are not supported").remedy("use an IP address");
-        } else {
-            let finding = findings.error(&at, format!("{:?} is no IP address", spec.address));
-            finding.remedy("host names as addresses are not supported yet");
-        }
-    }
     for (name, port) in &spec.ports {
         let at = path.field("ports").field(name);
         check_port((*port).into(), &at, findings);

@@ -91,41 +91,59 @@ fn words_for_where_traffic_is_kept_are_checked() {
 }
 
 #[test]
-fn only_static_service_entries_with_addresses_are_taken() {
-    let entry = |spec: &str| {
+fn a_service_entry_says_all_that_its_resolution_needs_and_nothing_else() {
+    let of = |host: &str, spec: &str| {
         format!(
-            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: a}}\nspec:\n  hosts: [db.example.com]\n  ports: [{{number: 5432, name: tcp, protocol: TCP}}]\n{spec}"
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: a}}\nspec:\n  hosts: ['{host}']\n  ports: [{{number: 5432, name: tcp, protocol: TCP}}]\n{spec}"
         )
     };
+    let entry = |spec: &str| of("db.example.com", spec);
+    for good in [
+        entry(""),
+        entry("  resolution: DNS\n"),
+        entry("  resolution: DNS_ROUND_ROBIN\n  endpoints: [{address: DB1.example.com}]\n"),
+        entry(
+            "  resolution: DNS\n  addresses: [240.0.0.1]\n  endpoints: [{address: 10.0.0.1}, {address: db1.example.com}]\n",
+        ),
+        entry("  resolution: STATIC\n  endpoints: [{address: 10.0.0.1}]\n"),
+        entry(
+            "  resolution: STATIC\n  addresses: [192.0.2.0/24, 'fd00::/64']\n  endpoints: [{address: 10.0.0.1}]\n",
+        ),
+        entry("  resolution: STATIC\n  addresses: [240.0.0.1/32]\n  workloadSelector: {labels: {app: db}}\n"),
+        of("*.example.com", "  addresses: [192.0.2.0/24]\n  resolution: NONE\n"),
+        of("*.example.com", "  resolution: DNS\n  endpoints: [{address: db1.example.com}]\n"),
+    ] {
+        assert_told(&good, &[]);
+    }
     assert_told(
-        &entry("  resolution: DNS\n"),
-        &["f.yaml:7:3: `spec.resolution`: resolution DNS is not supported yet"],
+        &entry("  resolution: DYNAMIC_DNS\n"),
+        &["f.yaml:7:3: `spec.resolution`: resolution DYNAMIC_DNS is not supported yet"],
     );
-    assert_told(&entry(""), &["resolution NONE is not supported yet"]);
-    assert_told(
-        &entry("  resolution: STATIC\n  endpoints: [{address: 10.0.0.1}]\n"),
-        &["without `addresses` is not supported"],
-    );
+    assert_told(&entry("  endpoints: [{address: 10.0.0.1}]\n"), &["endpoints have no meaning"]);
     assert_told(
         &entry("  resolution: STATIC\n  addresses: [240.0.0.1]\n"),
         &["needs `endpoints` or a `workloadSelector`"],
     );
     assert_told(
         &entry(
-            "  resolution: STATIC\n  addresses: [240.0.0.1, 10.0.0.0/8, x]\n  endpoints:\n  - {address: db1.example.com}\n  - {address: 10.0.0.1, ports: {tpc: 1}}\n",
+            "  resolution: STATIC\n  addresses: [240.0.0.1, x]\n  endpoints:\n  - {address: db1.example.com}\n  - {address: 10.0.0.1, ports: {tpc: 1}}\n",
         ),
-        &[
-            "the block `10.0.0.0/8` is not supported",
-            "\"x\" is no IP",
-            "host names as addresses",
-            "did you mean `tcp`",
-        ],
+        &["\"x\" is no IP", "`resolution: DNS` may name hosts", "did you mean `tcp`"],
+    );
+    assert_told(&of("*.example.com", "  resolution: DNS\n"), &["`*.example.com` cannot be looked up"]);
+    assert_told(
+        &entry("  resolution: DNS\n  addresses: [10.0.0.0/8]\n"),
+        &["the block `10.0.0.0/8` with resolution DNS"],
+    );
+    assert_told(
+        &entry("  resolution: DNS\n  workloadSelector: {labels: {app: db}}\n"),
+        &["a selector finds addresses"],
     );
     assert_told(
         &entry(
-            "  resolution: STATIC\n  addresses: [240.0.0.1/32]\n  workloadSelector: {labels: {app: db}}\n",
+            "  resolution: DNS_ROUND_ROBIN\n  endpoints: [{address: a.example.com}, {address: b.example.com}]\n",
         ),
-        &[],
+        &["one endpoint at most"],
     );
 }
 

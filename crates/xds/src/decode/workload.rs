@@ -8,8 +8,8 @@ use ambit_proto::workload as wire;
 use ipnet::IpNet;
 use model::{
     AppProtocol, ApplicationTunnel, ApplicationTunnelProtocol, GatewayAddress, GatewayDestination, Health,
-    Locality, NamespacedHostname, NetworkAddr, NetworkBlock, NetworkId, NetworkMode, PolicyKey, PortMapping, ServiceKey,
-    TrustDomain, TunnelProtocol, Uid, Workload, WorkloadKind,
+    Locality, NamespacedHostname, NetworkAddr, NetworkBlock, NetworkId, NetworkMode, PolicyKey, PortMapping,
+    ServiceKey, TrustDomain, TunnelProtocol, Uid, Workload, WorkloadKind,
 };
 
 use super::Fault;

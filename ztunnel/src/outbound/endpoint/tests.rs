@@ -36,6 +36,20 @@ fn chosen_knowing(
     v4: bool,
     departures: &Departures,
 ) -> Result<Vec<Endpoint>, NoEndpoint> {
+    match chosen_with(service, pods, seed, v4, departures, None)? {
+        Choice::Endpoints(endpoints) => Ok(endpoints),
+        Choice::Need(names) => panic!("needs {names:?}"),
+    }
+}
+
+fn chosen_with(
+    service: ServiceBuilder,
+    pods: Vec<WorkloadBuilder>,
+    seed: u64,
+    v4: bool,
+    departures: &Departures,
+    names: Option<&Resolved>,
+) -> Result<Choice, NoEndpoint> {
     let service = service.build();
     let updates = pods.into_iter().map(|p| Update::from(p.backs(&service).build()));
     let (world, _) = World::default().apply(updates);
@@ -49,6 +63,7 @@ fn chosen_knowing(
         v4,
         departures,
         beyond: true,
+        names,
     };
     let port = |w: &Workload| target_port(&service, w, PORT);
     choose(&world, &service, &client, port, &mut StdRng::seed_from_u64(seed))
@@ -273,4 +288,53 @@ proptest! {
             }
         }
     }
+}
+
+fn named(name: &str, host: &str) -> WorkloadBuilder {
+    pod("shop", name).unmeshed().with(|w| w.hostname = Some(host.into()))
+}
+
+fn resolved(all: &[(&str, &[&str])]) -> Resolved {
+    let addresses = |all: &[&str]| all.iter().map(|ip| ip.parse().unwrap()).collect();
+    all.iter().map(|(host, all)| (Arc::from(*host), Ok(addresses(all)))).collect()
+}
+
+fn by_name(pods: Vec<WorkloadBuilder>, v4: bool, names: &Resolved) -> Result<Choice, NoEndpoint> {
+    chosen_with(web(), pods, 0, v4, &Departures::default(), Some(names))
+}
+
+#[test]
+fn an_endpoint_by_name_is_where_its_name_leads_once_that_is_known() {
+    let pods = || vec![named("a", "a.example"), a("b")];
+    let needs = by_name(pods(), true, &Resolved::default());
+    assert_eq!(needs, Ok(Choice::Need([Arc::from("a.example")].into())));
+
+    let names = resolved(&[("a.example", &["2001:db8::1", "192.0.2.1", "192.0.2.2"])]);
+    for (v4, first) in [(true, "192.0.2."), (false, "2001:db8::1")] {
+        let Ok(Choice::Endpoints(chosen)) = by_name(vec![named("a", "a.example")], v4, &names) else {
+            panic!()
+        };
+        let addresses: Vec<_> = chosen.iter().map(|e| e.addr.unwrap()).collect();
+        assert!(addresses[0].ip().to_string().starts_with(first), "{addresses:?}");
+        let all: BTreeSet<_> = addresses.iter().collect();
+        assert_eq!((all.len(), addresses[0].port()), (3, 8080), "each address is tried: {addresses:?}");
+    }
+    let Ok(Choice::Endpoints(both)) = by_name(pods(), true, &names) else { panic!() };
+    assert_eq!(both.len(), 4, "{both:?}");
+}
+
+#[test]
+fn a_name_that_leads_nowhere_is_no_endpoint_and_is_not_asked_for_again() {
+    let names = resolved(&[("a.example", &[])]);
+    assert_eq!(by_name(vec![named("a", "a.example")], true, &names), Err(NoEndpoint::Unresolved));
+    assert_eq!(by_name(vec![named("b", "b.example")], true, &names), Err(NoEndpoint::Unresolved));
+    let Ok(Choice::Endpoints(rest)) = by_name(vec![named("a", "a.example"), a("b")], true, &names) else {
+        panic!()
+    };
+    assert_eq!((rest.len(), &*rest[0].workload.name), (1, "b"));
+    let only_v6 = resolved(&[("a.example", &["2001:db8::1"])]);
+    let v4 = web().with(|s| s.ip_families = IpFamilies::V4Only);
+    let pods = vec![named("a", "a.example")];
+    let chosen = chosen_with(v4, pods, 0, true, &Departures::default(), Some(&only_v6));
+    assert_eq!(chosen, Err(NoEndpoint::IpFamily));
 }

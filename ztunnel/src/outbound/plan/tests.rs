@@ -1,5 +1,5 @@
 use index::Update;
-use model::{GatewayDestination, NamespacedName, NetworkId, ServiceKey};
+use model::{GatewayDestination, NamespacedName, NetworkBlock, NetworkId, ServiceKey};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use testkit::fixtures::{CLUSTER, WorkloadBuilder, identity, pod, service, waypoint_at, waypoint_named};
@@ -28,9 +28,13 @@ fn planned(world: &World, destination: &str) -> Plan {
 }
 
 fn planned_by(world: &World, pod: &LocalPod, destination: &str, seed: u64) -> Plan {
+    planned_with(world, pod, destination, seed, &Resolved::default())
+}
+
+fn planned_with(world: &World, pod: &LocalPod, destination: &str, seed: u64, names: &Resolved) -> Plan {
     let source = "10.0.0.1:40000".parse().unwrap();
     let destination = destination.parse().unwrap();
-    let facts = Facts { pod, source, destination, departures: &Departures::default() };
+    let facts = Facts { pod, source, destination, departures: &Departures::default(), names };
     plan(world, &facts, &mut StdRng::seed_from_u64(seed))
 }
 
@@ -60,6 +64,7 @@ fn line(plan: &Plan) -> String {
             let via = route.service.as_ref().map(|s| format!("{}: ", s.name)).unwrap_or_default();
             via + &route.hops.iter().map(hop).collect::<Vec<_>>().join(", ")
         }
+        Plan::Need(names) => format!("needs {}", names.iter().map(|n| &**n).collect::<Vec<_>>().join(", ")),
         Plan::Refuse(reason) => format!("refused: {reason}"),
     }
 }
@@ -411,4 +416,35 @@ mod waypoints {
             assert!(matches!(plan, Plan::Refuse(Reason::UnusableWaypoint { .. })), "{plan:?}");
         }
     }
+}
+
+#[test]
+fn a_host_that_is_looked_up_is_reached_where_it_leads() {
+    let api = service("shop", "api").vip("240.240.0.1").port(443, 8443).build();
+    let endpoint = pod("shop", "api").unmeshed().with(|w| w.hostname = Some("api.example.com".into()));
+    let world = world([api.clone().into(), endpoint.backs(&api).build().into()]);
+    assert_eq!(line(&planned(&world, "240.240.0.1:443")), "needs api.example.com");
+    let with = |result| {
+        let names: Resolved = [(Arc::from("api.example.com"), result)].into_iter().collect();
+        line(&planned_with(&world, &local("shop", "frontend"), "240.240.0.1:443", 0, &names))
+    };
+    assert_eq!(with(Ok(vec!["192.0.2.9".parse().unwrap()])), "api: direct 192.0.2.9:8443");
+    let refused = with(Err(crate::names::LookupError::NoSuchName));
+    assert!(refused.contains("the host names of its endpoints cannot be looked up"), "{refused}");
+}
+
+#[test]
+fn what_is_in_a_block_without_endpoints_passes_and_to_one_with_endpoints_is_balanced() {
+    let block = |text: &str| NetworkBlock::new(NetworkId::default(), text.parse().unwrap());
+    let vpc = service("shop", "vpc").port(443, 443).with(|s| {
+        s.blocks = vec![block("192.0.2.0/24")];
+        s.load_balancing.mode = LoadBalancingMode::Passthrough;
+    });
+    let pool =
+        service("shop", "pool").port(443, 8443).with(|s| s.blocks = vec![block("192.0.2.128/25")]).build();
+    let endpoint = pod("shop", "e-0").ip("10.0.0.9").unmeshed().backs(&pool);
+    let world = world([vpc.build().into(), pool.into(), endpoint.build().into()]);
+    assert_eq!(line(&planned(&world, "192.0.2.1:443")), "passthrough of vpc");
+    assert_eq!(line(&planned(&world, "192.0.2.200:443")), "pool: direct 10.0.0.9:8443");
+    assert_eq!(line(&planned(&world, "198.51.100.1:443")), "passthrough");
 }
