@@ -104,7 +104,7 @@ impl Node {
     async fn capture(&mut self, key: &PodKey, member: &Member, now: Instant) -> Outcome {
         let Some(netns) = self.netns(key) else { return failed(&StepError::NoNetns) };
         let captured = match self.redirect.capture(key, member, &netns, now) {
-            Ok(()) => self.redirect.steer_questions(member, &netns, self.ztunnel.answers_dns()).await,
+            Ok(()) => self.redirect.steer_questions(key, member, &netns, self.ztunnel.answers_dns()).await,
             Err(error) => Err(error),
         };
         done(captured)

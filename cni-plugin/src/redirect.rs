@@ -117,13 +117,14 @@ impl Redirect {
     ///
     /// See [`RedirectError`].
     pub async fn steer_questions(
-        &self,
+        &mut self,
+        key: &PodKey,
         member: &Member,
         netns: &Netns,
         answers_dns: Option<bool>,
     ) -> Result<(), RedirectError> {
         match self {
-            Self::Ebpf(ebpf) => ebpf.steer_questions(member, netns, answers_dns).await,
+            Self::Ebpf(ebpf) => ebpf.steer_questions(key, member, netns, answers_dns).await,
         }
     }
 

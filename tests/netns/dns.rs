@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -349,4 +350,28 @@ fn a_block_of_addresses_leads_where_its_service_says() {
         .expect_ok();
     assert!(!lab.exec("app/client", &curl("http://198.51.100.254/")).ok());
     lab.exec("app/client", &curl("http://198.51.100.1/")).expect_ok();
+}
+
+#[test]
+fn the_rule_that_questions_follow_is_put_back_within_a_second() {
+    let Some(lab) = meshed() else { return };
+    let pod = netns(&lab, "app", "client");
+    let ttl = || dig(&lab, "app/client", &["server.app.svc.cluster.local"])[0][1].clone();
+    assert_eq!(ttl(), TTL);
+    let repairs = || -> f64 {
+        let metrics = lab.ztunnel("node1", 15022, "/metrics");
+        let counted = metrics.lines().filter(|line| line.starts_with("ambit_repairs_total"));
+        counted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    };
+    for how in [
+        &["rule", "del", "pref", "102"][..],
+        &["-6", "rule", "del", "pref", "102"],
+        &["route", "flush", "table", "101"],
+    ] {
+        let before = repairs();
+        let done = pod.run(|| Command::new("ip").args(how).status().unwrap()).unwrap();
+        assert!(done.success(), "{how:?}");
+        eventually("it is put back and counted", || repairs() > before);
+        assert_eq!(ttl(), TTL, "{how:?}");
+    }
 }

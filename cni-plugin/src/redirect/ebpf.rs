@@ -1,8 +1,8 @@
 //! Redirection by eBPF: programs on `connect(2)` mark, routing in the pod loops back, a program on socket lookup
 //! delivers.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use ebpf_loader::{GuardError, Instance, NsConfig, OwnAddresses, PodKey};
@@ -26,6 +26,8 @@ pub struct Ebpf {
     mask: u32,
     /// The connections of captured pods that are older than their enrolment.
     older: HashMap<PodKey, Older>,
+    /// The pods whose questions loop to ztunnel.
+    steered: HashSet<PodKey>,
     /// What watches the routing of captured pods.
     vigils: HashMap<PodKey, Vigil>,
     /// How often the pods were looked after.
@@ -42,6 +44,7 @@ impl Ebpf {
             mark,
             mask,
             older: HashMap::new(),
+            steered: HashSet::new(),
             vigils: HashMap::new(),
             looks: 0,
             is_unguarded: false,
@@ -75,7 +78,7 @@ impl Ebpf {
             self.guard(key, member, netns)?;
             // With the addresses that it has now.
             self.instance.capture(key, self.config(member), netns)?;
-            self.steer_questions(member, netns, answers_dns).await?;
+            self.steer_questions(key, member, netns, answers_dns).await?;
         }
         Ok(Prepared { listeners: Some(prepared.listeners), captured: prepared.captured })
     }
@@ -97,21 +100,29 @@ impl Ebpf {
     }
 
     pub(super) async fn steer_questions(
-        &self,
+        &mut self,
+        key: &PodKey,
         member: &Member,
         netns: &Netns,
         answers_dns: Option<bool>,
     ) -> Result<(), RedirectError> {
         match (member.dns, answers_dns) {
-            (true, Some(true)) => resolvers::install(netns, &self.routing(Some(member))).await?,
+            (true, Some(true)) => {
+                resolvers::install(netns, &self.routing(Some(member))).await?;
+                self.steered.insert(key.clone());
+            }
             (true, None) => {}
-            (false, _) | (true, Some(false)) => resolvers::remove(netns, &self.routing(None)).await?,
+            (false, _) | (true, Some(false)) => {
+                self.steered.remove(key);
+                resolvers::remove(netns, &self.routing(None)).await?;
+            }
         }
         Ok(())
     }
 
     pub(super) async fn release(&mut self, key: &PodKey, netns: Option<&Netns>) -> Result<(), RedirectError> {
         self.older.remove(key);
+        self.steered.remove(key);
         let answered = match netns {
             Some(netns) => resolvers::remove(netns, &self.routing(None)).await,
             None => Ok(()),
@@ -181,7 +192,7 @@ impl Ebpf {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(free) => free.insert(Vigil::begin(netns)?),
         };
-        vigil.mend(netns, &routing, mended).await
+        vigil.mend(netns, &routing, self.steered.contains(key), mended).await
     }
 
     fn note_older(

@@ -23,11 +23,11 @@ use net::Netns;
 /// The rule that sends questions to [`TABLE`].
 const RULE: u32 = 102;
 /// The routing table of questions.
-const TABLE: u8 = 101;
+pub(super) const TABLE: u8 = 101;
 /// The bits in which ztunnel's own datagrams are marked, as by peers.
 const EXEMPT_MASK: u32 = 0xfff;
 /// The port of resolvers.
-const PORT: u16 = 53;
+pub(super) const PORT: u16 = 53;
 
 impl Routing {
     fn resolvers_route(&self, family: Family) -> RouteMessage {

@@ -16,7 +16,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 use thiserror::Error;
 
-use super::{FWMARK_ACCEPT, FWMARK_REFLECT, LOCAL_TABLE, Routing, TABLE};
+use super::{FWMARK_ACCEPT, FWMARK_REFLECT, LOCAL_TABLE, Routing, TABLE, resolvers};
 use crate::redirect::RedirectError;
 
 const NLMSG_ERROR: u16 = 2;
@@ -27,6 +27,8 @@ const NLM_F_REQUEST: u16 = 1;
 const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
 const RTA_DST: u16 = 1;
 const RTA_MARK: u16 = 16;
+const RTA_IP_PROTO: u16 = 27;
+const RTA_DPORT: u16 = 29;
 const RTN_LOCAL: u8 = 2;
 const HEADER: usize = 16;
 /// `struct rtmsg`.
@@ -50,6 +52,8 @@ pub enum Damage {
     Routing,
     /// Accepted sockets, or answers of no socket, do not take over marks.
     Sysctl,
+    /// What the pod asks resolvers does not loop back.
+    Questions,
 }
 
 impl Damage {
@@ -58,6 +62,7 @@ impl Damage {
         match self {
             Self::Routing => "routing",
             Self::Sysctl => "sysctl",
+            Self::Questions => "questions",
         }
     }
 }
@@ -67,6 +72,8 @@ impl Damage {
 struct Question {
     to: IpAddr,
     mark: u32,
+    /// It is a datagram to this port.
+    datagram_to: Option<u16>,
     /// It is delivered locally, by this table.
     table: u8,
     /// It may go nowhere instead.
@@ -104,26 +111,33 @@ impl Vigil {
         })?
     }
 
-    /// What the routing does not do any more.
+    /// What the routing does not do any more; that of what the pod asks resolvers too, where they are `steered`.
     ///
     /// # Errors
     ///
     /// See [`VigilError`].
-    pub fn damage(&self, routing: &Routing) -> Result<Vec<Damage>, VigilError> {
+    pub fn damage(&self, routing: &Routing, steered: bool) -> Result<Vec<Damage>, VigilError> {
         let mut damage = Vec::new();
-        let questions = questions(routing);
+        let questions = questions(routing, steered);
         let asked: Vec<u8> = questions.iter().flat_map(|question| question.encode()).collect();
         send(self.routes.as_raw_fd(), &asked, MsgFlags::empty())
             .map_err(|errno| VigilError::Kernel(errno.into()))?;
-        let mut all_kept = true;
+        let (mut all_kept, mut all_steered) = (true, true);
         let mut buffer = [0; 4096];
         for question in &questions {
             let received = recv(self.routes.as_raw_fd(), &mut buffer, MsgFlags::empty())
                 .map_err(|errno| VigilError::Kernel(errno.into()))?;
-            all_kept &= question.is_kept(&buffer[..received])?;
+            let is_kept = question.is_kept(&buffer[..received])?;
+            match question.datagram_to {
+                Some(_) => all_steered &= is_kept,
+                None => all_kept &= is_kept,
+            }
         }
         if !all_kept {
             damage.push(Damage::Routing);
+        }
+        if !all_steered {
+            damage.push(Damage::Questions);
         }
         for (path, file) in &self.sysctls {
             let mut value = [0; 1];
@@ -145,14 +159,20 @@ impl Vigil {
         &self,
         netns: &Netns,
         routing: &Routing,
+        steered: bool,
         mended: &mut Vec<&'static str>,
     ) -> Result<(), RedirectError> {
-        let damage = self.damage(routing)?;
+        let damage = self.damage(routing, steered)?;
         if damage.is_empty() {
             return Ok(());
         }
-        super::install(netns, routing).await?;
-        let left = self.damage(routing)?;
+        if damage.iter().any(|what| *what != Damage::Questions) {
+            super::install(netns, routing).await?;
+        }
+        if steered {
+            resolvers::install(netns, routing).await?;
+        }
+        let left = self.damage(routing, steered)?;
         mended.extend(damage.iter().filter(|what| !left.contains(what)).map(|what| what.name()));
         match left.first() {
             None => Ok(()),
@@ -161,7 +181,7 @@ impl Vigil {
     }
 }
 
-fn questions(routing: &Routing) -> Vec<Question> {
+fn questions(routing: &Routing, steered: bool) -> Vec<Question> {
     let mut questions = Vec::new();
     let families = [
         (routing.v4.map(IpAddr::from), IpAddr::from(NOWHERE_V4)),
@@ -170,10 +190,22 @@ fn questions(routing: &Routing) -> Vec<Question> {
     for (own, nowhere) in families {
         let (to, or_nowhere) = own.map_or((nowhere, true), |own| (own, false));
         // The pod's own address is what the local table has too: so it is known which of them comes first.
-        questions.push(Question { to, mark: routing.mark, table: TABLE, or_nowhere });
+        let marked = Question { to, mark: routing.mark, datagram_to: None, table: TABLE, or_nowhere };
+        questions.push(marked);
         if let Some(own) = own {
-            questions.push(Question { to: nowhere, mark: routing.mark, table: TABLE, or_nowhere: false });
-            questions.push(Question { to: own, mark: 0, table: LOCAL_TABLE, or_nowhere: false });
+            let known = Question { or_nowhere: false, ..marked };
+            questions.push(Question { to: nowhere, ..known });
+            questions.push(Question { to: own, mark: 0, table: LOCAL_TABLE, ..known });
+            if steered {
+                let datagram_to = Some(resolvers::PORT);
+                questions.push(Question {
+                    to: nowhere,
+                    mark: 0,
+                    datagram_to,
+                    table: resolvers::TABLE,
+                    ..known
+                });
+            }
         }
     }
     questions
@@ -192,10 +224,17 @@ impl Question {
         bytes.extend([0; 8]);
         bytes.extend([family as u8, 8 * address.len() as u8, 0, 0, 0, 0, 0, 0]);
         bytes.extend(RTM_F_LOOKUP_TABLE.to_ne_bytes());
-        for (kind, value) in [(RTA_DST, address.as_slice()), (RTA_MARK, &self.mark.to_ne_bytes())] {
+        let mut attribute = |kind: u16, value: &[u8]| {
             bytes.extend((4 + value.len() as u16).to_ne_bytes());
             bytes.extend(kind.to_ne_bytes());
             bytes.extend(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        };
+        attribute(RTA_DST, &address);
+        attribute(RTA_MARK, &self.mark.to_ne_bytes());
+        if let Some(port) = self.datagram_to {
+            attribute(RTA_IP_PROTO, &[SockProtocol::Udp as u8]);
+            attribute(RTA_DPORT, &port.to_be_bytes());
         }
         let length = bytes.len() as u32;
         bytes[..4].copy_from_slice(&length.to_ne_bytes());
@@ -256,8 +295,13 @@ mod tests {
 
     use super::*;
 
-    const OWN: Question =
-        Question { to: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 5)), mark: 1, table: TABLE, or_nowhere: false };
+    const OWN: Question = Question {
+        to: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 5)),
+        mark: 1,
+        datagram_to: None,
+        table: TABLE,
+        or_nowhere: false,
+    };
 
     fn route(table: u8, kind: u8) -> Vec<u8> {
         let mut bytes = vec![0; HEADER + ROUTE];
@@ -297,14 +341,19 @@ mod tests {
     #[test]
     fn both_families_are_asked_about_and_which_table_comes_first() {
         let routing = Routing { mark: 1, mask: 1, v4: Some([10, 0, 0, 5].into()), v6: None };
-        let asked: Vec<_> = questions(&routing).iter().map(|q| (q.to.to_string(), q.mark, q.table)).collect();
-        let expected = [
+        let asked = |steered| -> Vec<_> {
+            questions(&routing, steered).iter().map(|q| (q.to.to_string(), q.mark, q.table)).collect()
+        };
+        let owned = |(to, mark, table): (&str, u32, u8)| (to.to_owned(), mark, table);
+        let mut expected = vec![
             ("10.0.0.5", 1, TABLE),
             ("192.0.2.1", 1, TABLE),
             ("10.0.0.5", 0, LOCAL_TABLE),
             ("2001:db8::1", 1, TABLE),
         ];
-        assert_eq!(asked, expected.map(|(to, mark, table)| (to.to_owned(), mark, table)));
+        assert_eq!(asked(false), expected.iter().copied().map(owned).collect::<Vec<_>>());
+        expected.insert(3, ("192.0.2.1", 0, resolvers::TABLE));
+        assert_eq!(asked(true), expected.into_iter().map(owned).collect::<Vec<_>>());
     }
 
     proptest! {

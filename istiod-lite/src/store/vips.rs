@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn rank(n: u16) -> Rank {
-        let created = (n % 3 != 0).then(|| Timestamp::from_second(i64::from(n % 7)).unwrap());
+        let created = (!n.is_multiple_of(3)).then(|| Timestamp::from_second(i64::from(n % 7)).unwrap());
         let host = ServiceKey::new("shop", format!("h{n}.example.com"));
         (created.is_none(), created, Holder { host, object: format!("se{}", n % 2) })
     }
