@@ -4,7 +4,7 @@ use testkit::lab::Lab;
 
 use crate::world::{curl, meshed, unmeshed};
 
-const CANARY: &str = "canary-5f1d2c7e";
+pub(crate) const CANARY: &str = "canary-5f1d2c7e";
 
 #[test]
 fn a_meshed_call_crosses_the_wire_as_tls_only() {
@@ -48,7 +48,7 @@ fn both_ends_see_the_addresses_they_would_see_without_a_mesh() {
     assert_eq!(peer.expect_ok().stdout, vip);
 }
 
-fn v6(lab: &Lab, namespace: &str, name: &str) -> String {
+pub(crate) fn v6(lab: &Lab, namespace: &str, name: &str) -> String {
     let shown =
         lab.exec(&format!("{namespace}/{name}"), &["ip", "-6", "-o", "addr", "show", "scope", "global"]);
     let shown = shown.expect_ok().stdout;

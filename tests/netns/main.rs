@@ -8,6 +8,7 @@ mod dns;
 mod documents;
 mod enrolment;
 mod envoy;
+mod families;
 mod faults;
 mod floods;
 mod hardening;

@@ -4,7 +4,9 @@
 //! |---|---|---|
 //! | the link between the nodes | 10.240.0.0/24, the control plane is .1, node *n* is .(10 + *n*) | fd00:10:240::/64, likewise |
 //! | pods of node *n* | 10.244.*n*.0/24, the node is .1 | fd00:10:244:*n*::/64, likewise |
-//! | services | 10.96.0.0/16, the resolver is 10.96.0.10 | fd00:10:96::/112 |
+//! | services | 10.96.0.0/16, the resolver is 10.96.0.10 | fd00:10:96::/112, the resolver is fd00:10:96::a |
+//!
+//! A pod has both, or one of them where its annotation [`FAMILIES`] says so.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,6 +24,10 @@ pub(crate) const LINK: (u8, u8) = (24, 64);
 
 /// Where names are resolved.
 pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+pub(crate) const RESOLVER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 10);
+
+/// The annotation of a pod that has addresses of one family alone: `IPv4` or `IPv6`.
+pub(crate) const FAMILIES: &str = "lab.ambit.dev/ip-families";
 
 pub(crate) const SERVICES: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
 pub(crate) const SERVICES6: Ipv6Net =
@@ -37,8 +43,46 @@ pub(crate) struct Pair {
 impl Pair {
     /// Both, IPv4 first; only that where the machine has no IPv6.
     pub(crate) fn addresses(self, has_v6: bool) -> Vec<IpAddr> {
-        let v6 = has_v6.then_some(IpAddr::V6(self.v6));
-        std::iter::once(IpAddr::V4(self.v4)).chain(v6).collect()
+        self.of(Families { v4: true, v6: has_v6 })
+    }
+
+    /// Those of some families, IPv4 first.
+    pub(crate) fn of(self, families: Families) -> Vec<IpAddr> {
+        let v4 = families.v4.then_some(IpAddr::V4(self.v4));
+        v4.into_iter().chain(families.v6.then_some(IpAddr::V6(self.v6))).collect()
+    }
+}
+
+/// The families of which something has addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Families {
+    pub(crate) v4: bool,
+    pub(crate) v6: bool,
+}
+
+impl Families {
+    /// Those of a pod with this annotation, or without one, on a machine that has IPv6 or has not.
+    pub(crate) fn of_pod(annotation: Option<&str>, has_v6: bool) -> Self {
+        match annotation {
+            Some("IPv4") => Self { v4: true, v6: false },
+            Some("IPv6") => Self { v4: false, v6: true },
+            _ => Self { v4: true, v6: has_v6 },
+        }
+    }
+
+    /// What is wrong with an annotation.
+    pub(crate) fn objection(annotation: &str) -> Option<String> {
+        match annotation {
+            "IPv4" | "IPv6" => None,
+            other => {
+                Some(format!("{FAMILIES}: `{other}` is neither `IPv4` nor `IPv6`; without it a pod has both"))
+            }
+        }
+    }
+
+    /// Who resolves names for one that has these.
+    pub(crate) fn resolver(self) -> IpAddr {
+        if self.v4 { RESOLVER.into() } else { RESOLVER6.into() }
     }
 }
 

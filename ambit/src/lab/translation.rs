@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::address::{RESOLVER, SERVICES, SERVICES6};
+use super::address::{RESOLVER, RESOLVER6, SERVICES, SERVICES6};
 use super::control::endpoints::{Place, backends};
 use super::control::services;
 use super::store::{Store, name, namespace};
@@ -89,6 +89,7 @@ fn render(all: &Translations) -> String {
   }}
   chain unanswered {{
     ip daddr {RESOLVER} return
+    ip6 daddr {RESOLVER6} return
     ip daddr {SERVICES} meta l4proto tcp reject with tcp reset
     ip daddr {SERVICES} reject
     ip6 daddr {SERVICES6} meta l4proto tcp reject with tcp reset

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec, Service};
 use manifest::{Document, Kind, Object, ObjectKey, Problem, nearest};
 
 use super::pod_spec;
-use crate::lab::address::{RESOLVER, SERVICES, SERVICES6};
+use crate::lab::address::{FAMILIES, Families, RESOLVER, RESOLVER6, SERVICES, SERVICES6};
 use crate::lab::control::services;
 use crate::lab::store::{Applied, Mint, Store};
 
@@ -88,6 +88,9 @@ fn objection(store: &Store, batch: &BTreeSet<ObjectKey>, document: &Document) ->
     if known.is_some_and(|known| known.metadata().deletion_timestamp.is_some()) {
         return Some(error(format!("{} is being deleted; wait until it is gone", object.key())));
     }
+    if let Some(objection) = families_objection(object) {
+        return Some(error(objection));
+    }
     match (object, known) {
         (Object::Node(_), None) => {
             let nodes = names(Kind::Node, "").into_iter().filter(|name| name != object.name());
@@ -104,6 +107,16 @@ fn objection(store: &Store, batch: &BTreeSet<ObjectKey>, document: &Document) ->
     }
 }
 
+/// Address families that no pod can have.
+fn families_objection(object: &Object) -> Option<String> {
+    let metadata = match object {
+        Object::Pod(pod) => &pod.metadata,
+        Object::Deployment(deployment) => deployment.spec.as_ref()?.template.metadata.as_ref()?,
+        _ => return None,
+    };
+    Families::objection(manifest::annotation(metadata, FAMILIES)?)
+}
+
 /// A virtual IP that cannot be had.
 fn address_objection(store: &Store, service: &Service) -> Option<String> {
     let key = |service: &Service| (service.metadata.namespace.clone(), service.metadata.name.clone());
@@ -115,8 +128,9 @@ fn address_objection(store: &Store, service: &Service) -> Option<String> {
     if let Some(ip) = outside {
         return Some(format!("{ip} is not in the range of virtual IPs, {SERVICES} and {SERVICES6}"));
     }
-    if wanted.contains(&RESOLVER.into()) {
-        return Some(format!("{RESOLVER} is the resolver's"));
+    let resolvers = [IpAddr::from(RESOLVER), RESOLVER6.into()];
+    if let Some(ip) = wanted.iter().find(|ip| resolvers.contains(ip)) {
+        return Some(format!("{ip} is the resolver's"));
     }
     let others = store.services().filter(|other| key(other) != key(service));
     others

@@ -6,13 +6,13 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
 use super::Facts;
-use crate::lab::address::RESOLVER;
+use crate::lab::address::{RESOLVER, RESOLVER6};
 use crate::lab::store::{Change, Store};
 
 /// Gives services without a virtual IP one a family, and fills in what a cluster's defaults would be.
 pub(super) fn changes(store: &Store, facts: &mut Facts<'_>) -> Vec<Change> {
     let mut taken: BTreeSet<IpAddr> = store.services().flat_map(addresses).collect();
-    taken.insert(RESOLVER.into());
+    taken.extend([IpAddr::from(RESOLVER), RESOLVER6.into()]);
     let mut changes = Vec::new();
     for service in store.services() {
         let Some(spec) = service.spec.as_ref() else { continue };

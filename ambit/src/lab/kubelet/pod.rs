@@ -15,6 +15,7 @@ use super::blueprint::{Blueprint, ContainerPlan, Surroundings, blueprint, order}
 use super::container::Container;
 use super::sandbox::Sandbox;
 use super::{Happening, PodEvent, PodName};
+use crate::lab::address::{FAMILIES, Families};
 use crate::lab::control::{ContainerReport, Phase, PodReport};
 use crate::lab::network::{self, PodLink};
 use crate::lab::place::Place;
@@ -101,9 +102,15 @@ impl Job {
 
     fn ips(&self) -> Vec<IpAddr> {
         match self.host {
-            Some(host) => self.node.plan.pod(host).addresses(self.node.has_v6),
+            Some(host) => self.node.plan.pod(host).of(self.families()),
             None => self.host_ips(),
         }
+    }
+
+    /// The families of which the pod has addresses.
+    pub(super) fn families(&self) -> Families {
+        let wish = manifest::annotation(&self.pod.metadata, FAMILIES);
+        Families::of_pod(wish, self.node.has_v6)
     }
 
     async fn live(

@@ -32,14 +32,17 @@ impl Job {
     pub(super) async fn sandbox(&self) -> Result<Sandbox, String> {
         let PodName { namespace, name, .. } = &self.name;
         let folder = pod_folder(namespace, name);
-        let resolv_conf = mounts::resolv_conf(namespace, RESOLVER.into());
+        let families = self.families();
+        // A pod on its node's network has what the node has.
+        let resolver = if self.host.is_some() { families.resolver() } else { RESOLVER.into() };
+        let resolv_conf = mounts::resolv_conf(namespace, resolver);
         let overlays = mounts::write(&self.place.pod(namespace, name), &resolv_conf);
         let overlays = overlays.map_err(|error| error.to_string())?;
         let cgroup = self.cgroups.join(&folder);
         cgroup::create(&cgroup).map_err(|error| format!("{}: {error}", cgroup.display()))?;
         let link = match self.host {
             Some(host) => {
-                let made = self.node.pod(host, self.place.netns(&folder)).await;
+                let made = self.node.pod(host, families, self.place.netns(&folder)).await;
                 Some(made.map_err(|error| error.to_string())?)
             }
             None => None,

@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::netns;
 use super::sysctl;
 use super::wire::{Route, Wire};
-use crate::lab::address::{self, NodePlan, Pair};
+use crate::lab::address::{self, Families, NodePlan, Pair};
 
 const BRIDGE: &str = "fabric";
 /// A node's interface towards the other nodes.
@@ -82,6 +82,9 @@ impl Fabric {
             wire.address(BRIDGE, ip, link_prefix(ip)).await?;
         }
         wire.address("lo", address::RESOLVER.into(), 32).await?;
+        if has_v6 {
+            wire.address("lo", address::RESOLVER6.into(), 128).await?;
+        }
         Ok(Self { netns, path, has_v6 })
     }
 
@@ -104,6 +107,10 @@ impl Fabric {
         let control = Pair { v4: address::CONTROL, v6: address::CONTROL6 };
         let resolver = (IpAddr::V4(address::RESOLVER), 32);
         there.route(Route { to: resolver, via: Some(control.v4.into()), dev: UPLINK }).await?;
+        if self.has_v6 {
+            let resolver = (IpAddr::V6(address::RESOLVER6), 128);
+            there.route(Route { to: resolver, via: Some(control.v6.into()), dev: UPLINK }).await?;
+        }
         let node = Node { plan, netns, path, has_v6: self.has_v6 };
         routes_to(&here, BRIDGE, &node).await?;
         for other in others {
@@ -128,9 +135,14 @@ async fn routes_to(wire: &Wire, dev: &str, node: &Node) -> Result<(), NetworkErr
 
 impl Node {
     /// Makes the namespace of a pod and joins it to the node; where that fails, nothing of it stays.
-    pub(crate) async fn pod(&self, host: u8, path: PathBuf) -> Result<PodLink, NetworkError> {
+    pub(crate) async fn pod(
+        &self,
+        host: u8,
+        families: Families,
+        path: PathBuf,
+    ) -> Result<PodLink, NetworkError> {
         let link = PodLink { path, host_end: format!("pod{host}") };
-        match self.join(host, &link).await {
+        match self.join(host, families, &link).await {
             Ok(()) => Ok(link),
             Err(error) => {
                 // What was not made yet cannot be removed.
@@ -140,14 +152,14 @@ impl Node {
         }
     }
 
-    async fn join(&self, host: u8, link: &PodLink) -> Result<(), NetworkError> {
+    async fn join(&self, host: u8, families: Families, link: &PodLink) -> Result<(), NetworkError> {
         let netns = netns::create(&link.path).await?;
         let (here, there) = (Wire::of(&self.netns)?, Wire::of(&netns)?);
         here.veth(&link.host_end, &netns, POD).await?;
         here.up(&link.host_end).await?;
         there.up(POD).await?;
-        let pairs = self.plan.pod(host).addresses(self.has_v6).into_iter();
-        for (pod, gateway) in pairs.zip(self.plan.gateway().addresses(self.has_v6)) {
+        let pairs = self.plan.pod(host).of(families).into_iter();
+        for (pod, gateway) in pairs.zip(self.plan.gateway().of(families)) {
             let whole = if pod.is_ipv4() { 32 } else { 128 };
             here.address(&link.host_end, gateway, whole).await?;
             here.route(Route { to: (pod, whole), via: None, dev: &link.host_end }).await?;

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::calls;
 use super::cluster::{Cluster, Message, Outside, Tables};
 use super::waiting::{Installed, Lookout};
-use crate::lab::address::{self, RESOLVER};
+use crate::lab::address::{self, RESOLVER, RESOLVER6};
 use crate::lab::dns::{self, Zone};
 use crate::lab::keeper::Keeper;
 use crate::lab::kubelet::Kubelet;
@@ -63,8 +63,11 @@ pub(super) async fn lab(place: &Place, machine: &Machine, count: u8) -> anyhow::
     let (tables, tables_seen) = watch::channel(Tables::default());
     let installed = install_tables(&nodes, &tables_seen, &tasks)?;
     let (zone, zone_seen) = watch::channel(Arc::new(Zone::default()));
-    let sockets = dns::Sockets::open(&fabric.netns, SocketAddr::from((RESOLVER, 53)));
-    tasks.spawn(dns::serve(sockets.context("the resolver")?, zone_seen));
+    let resolvers = std::iter::once(IpAddr::from(RESOLVER)).chain(fabric.has_v6.then_some(RESOLVER6.into()));
+    for resolver in resolvers {
+        let sockets = dns::Sockets::open(&fabric.netns, SocketAddr::from((resolver, 53)));
+        tasks.spawn(dns::serve(sockets.context("the resolver")?, zone_seen.clone()));
+    }
     follow_agents(&nodes, &sender, &is_busy, &tasks);
     tasks.spawn(logs::keep_short(place.logs()));
 
