@@ -12,6 +12,7 @@ mod demo;
 mod ebpf;
 mod lab;
 mod lint;
+mod mechanisms;
 mod repo;
 mod setup;
 mod stage;
@@ -29,7 +30,8 @@ use clap::{Parser, Subcommand};
 ///   1. `cargo xtask test --tier unit` while you work; `cargo nextest run -p CRATE` is the quick way for one crate.
 ///   2. `cargo xtask lint`: formatting, clippy, layers, dependencies. CI asks it first.
 ///   3. `cargo xtask test`: all tiers. Those that need root say so and count as ignored without it.
-///   4. `cargo xtask demo` shows the mesh at work; `cargo xtask demo --keep` leaves it up to play with.
+///   4. Who adds a promise adds what keeps it to `cargo xtask mechanisms`, and sees its tests fail without.
+///   5. `cargo xtask demo` shows the mesh at work; `cargo xtask demo --keep` leaves it up to play with.
 ///
 /// Where things are: ARCHITECTURE.md is the map, STYLE.md says how code reads here, CHANGELOG.md is for users.
 /// Change BPF programs in ebpf/kern, then `cargo xtask ebpf` writes the objects, which are committed.
@@ -49,6 +51,8 @@ enum Chore {
     Test(test::Options),
     /// Checks formatting, clippy, layers and dependencies.
     Lint(lint::Options),
+    /// Takes each protection away in turn, in a copy of the sources, and sees its tests fail; takes an hour, needs root.
+    Mechanisms(mechanisms::Options),
     /// Measures what the mesh costs; a table, and JSON in target/bench/.
     #[command(subcommand)]
     Bench(bench::Subject),
@@ -82,6 +86,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         Chore::Bench(subject) => return bench::run(&subject),
         Chore::Load(load) => load.run()?,
         Chore::Lint(options) => return lint::run(&options),
+        Chore::Mechanisms(options) => return mechanisms::run(&options),
         Chore::Ebpf { check } => ebpf::run(check)?,
         Chore::Setup => return setup::run(),
     }
