@@ -93,6 +93,15 @@ fn flood(intruder: &Intruder, target: SocketAddr, says: Says) -> Option<u32> {
     })
 }
 
+/// Says so when it is dropped, also by a test that fails.
+struct SaysSo<'a>(&'a AtomicBool);
+
+impl Drop for SaysSo<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn flooded(lab: &Lab, kind: &str) -> f64 {
     let reason = format!("reason=\"{kind}\"");
     let labels = [reason.as_str(), "direction=\"inbound\""];
@@ -115,6 +124,7 @@ fn a_peer_that_floods_its_connection_is_cut_off_and_counted() {
             }
             calls
         });
+        let at_the_end = SaysSo(&over);
         for kind in ["ping", "settings", "window_update", "reset", "continuation", "headers"] {
             let before = flooded(&lab, kind);
             let dismissed = flood(&intruder, target, flooding(kind));
@@ -122,7 +132,7 @@ fn a_peer_that_floods_its_connection_is_cut_off_and_counted() {
             // What it was told may have been lost with the connection, as it went on sending.
             assert!(matches!(dismissed, Some(11) | None), "{kind}: ENHANCE_YOUR_CALM: {dismissed:?}");
         }
-        over.store(true, Ordering::Relaxed);
+        drop(at_the_end);
         assert!(calls.join().expect("no call failed") > 0, "others were served meanwhile");
     });
     let log = lab.logs("ztunnel@node2");
