@@ -91,6 +91,8 @@ fn strict_refuses_plaintext_and_permissive_takes_it() {
 fn one_port_may_be_permissive_under_strict() {
     let Some(lab) = meshed() else { return };
     let rest = "  selector: {matchLabels: {app: server}}\n  portLevelMtls: {8080: {mode: PERMISSIVE}}\n";
+    lab.apply(&peer_authentication("STRICT", "")).expect_ok();
+    assert!(!reaches(&lab, "outside/stranger"));
     lab.apply(&peer_authentication("STRICT", rest)).expect_ok();
     assert!(reaches(&lab, "outside/stranger"));
 }

