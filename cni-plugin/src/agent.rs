@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ebpf_loader::{Instance, OpenError, PodKey};
+use ebpf_loader::{Instance, InstanceName, OpenError, PodKey};
 use manifest::Problem;
 use manifest::source::{Batch, Directory, WatchError};
 use net::seqpacket::SeqPacketListener;
@@ -20,10 +20,11 @@ use tokio::time::MissedTickBehavior;
 use zds::agent::Server;
 use zds::{PodState, PodUid, Stage};
 
+use crate::choice::{Choice, Kind};
 use crate::membership::{Member, View};
 use crate::namespaces::Forbidden;
 use crate::node::Node;
-use crate::redirect::{Ebpf, Mended, Redirect, RedirectError};
+use crate::redirect::{Ebpf, Mended, Nftables, Redirect, RedirectError};
 use crate::roster::{Outcome, Roster, State, Step};
 use crate::status::{PodStatus, Seen, Status};
 use resolve::Resolver;
@@ -33,8 +34,12 @@ use resolve::Resolver;
 pub struct Settings {
     /// The name of its node, as pods' `spec.nodeName` has it.
     pub node: String,
+    /// How it redirects.
+    pub redirection: Choice,
     /// Where its redirection is pinned.
     pub pins: ebpf_loader::Pins,
+    /// Its instance: agents of different instances do not touch each other's pods.
+    pub instance: InstanceName,
     /// The cgroup whose processes' connections it sees; normally the root of the cgroup2 tree.
     pub cgroup: PathBuf,
     /// The kubelet's own cgroup. Without it the kubelet's probes are taken for anybody's connections.
@@ -86,16 +91,11 @@ impl Agent {
     ///
     /// See [`StartError`].
     pub fn start(settings: Settings, ready: Part, status: Status) -> Result<Self, StartError> {
-        let Settings { node, pins, cgroup, kubelet_cgroup, objects, zds_socket, mark, mask } = settings;
+        let redirect = open(&settings)?;
+        status.redirects(settings.redirection);
+        let Settings { node, objects, zds_socket, .. } = settings;
         let forbidden = Forbidden::of_this_process()?;
-        let mut instance = Instance::open(pins, &cgroup)?;
-        match kubelet_cgroup {
-            // The agent is where the kubelet is: in the node's own network namespace.
-            Some(kubelet) => instance.let_probes_in(&kubelet, Netns::current()?.cookie()?)?,
-            None => instance.let_no_probes_in().map_err(RedirectError::Pins)?,
-        }
-        let redirect = Redirect::Ebpf(Box::new(Ebpf::new(instance, mark, mask)));
-        let ztunnel = Server::new(redirect.for_ztunnel()?);
+        let ztunnel = Server::new(Some(redirect.for_ztunnel()?));
         let mut roster = Roster::default();
         for (key, captured) in redirect.found()? {
             tracing::info!(pod = key.uid(), captured, "found a pod that was enrolled before");
@@ -269,6 +269,29 @@ impl Agent {
         let pods = shown.chain(self.resolver.unresolved().cloned()).collect();
         let leaving = self.roster.standings().filter(|standings| standings.state == State::Leaving).count();
         self.status.publish(pods, leaving, self.ztunnel.is_connected());
+    }
+}
+
+/// Opens the redirection that was chosen.
+fn open(settings: &Settings) -> Result<Redirect, StartError> {
+    let Settings { redirection, pins, instance, cgroup, kubelet_cgroup, mark, mask, .. } = settings;
+    match redirection.redirection {
+        Kind::Ebpf => {
+            let mut instance = Instance::open(pins.clone(), cgroup)?;
+            match kubelet_cgroup {
+                // The agent is where the kubelet is: in the node's own network namespace.
+                Some(kubelet) => instance.let_probes_in(kubelet, Netns::current()?.cookie()?)?,
+                None => instance.let_no_probes_in().map_err(RedirectError::Pins)?,
+            }
+            Ok(Redirect::Ebpf(Box::new(Ebpf::new(instance, *mark, *mask))))
+        }
+        Kind::Nftables => {
+            let mut nftables = Nftables::open(instance, *mark, *mask)?;
+            if let Some(kubelet) = kubelet_cgroup {
+                nftables.let_probes_in(cgroup, kubelet, Netns::current()?)?;
+            }
+            Ok(Redirect::Nftables(Box::new(nftables)))
+        }
     }
 }
 

@@ -9,9 +9,11 @@
 //! it. What is captured stays captured while ztunnel or the agent is away: nothing leaves in plaintext.
 
 pub mod agent;
+pub mod choice;
 pub mod cleanup;
 pub mod membership;
 pub mod namespaces;
+pub mod nft;
 pub mod node;
 pub mod older;
 pub mod redirect;

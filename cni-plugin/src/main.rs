@@ -4,13 +4,14 @@
 
 mod options;
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use cni_plugin::agent::Agent;
+use cni_plugin::choice::{self, Choice};
 use cni_plugin::cleanup::cleanup;
+use cni_plugin::nft::Tables;
 use cni_plugin::status::Status;
 use cni_plugin::ztunnels;
 use options::{Cleanup, Cli, Command, Run};
@@ -36,39 +37,50 @@ fn begin(cli: Cli) -> anyhow::Result<()> {
     let seccomp = runtime::seccomp(&mut env);
     env.finish()?;
     let log = telemetry::log::init(log)?;
-    if cli.command.is_none() {
-        mount(&cli.run.pins.bpffs)?;
-    }
+    let chosen = match &cli.command {
+        None => Some(choose(&cli.run)?),
+        Some(_) => None,
+    };
     harden(Program::Agent, seccomp)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("no runtime can be started")?;
-    match cli.command {
-        Some(Command::Cleanup(options)) => runtime.block_on(remove(options)),
-        None => runtime.block_on(run(cli.run, log)),
+    match (cli.command, chosen) {
+        (Some(Command::Cleanup(options)), _) => runtime.block_on(remove(options)),
+        (None, Some(chosen)) => runtime.block_on(run(cli.run, chosen, log)),
+        (None, None) => Ok(()),
     }
 }
 
-/// Before the agent gives up mounting.
-fn mount(bpffs: &Path) -> anyhow::Result<()> {
-    let mounted = ebpf_loader::mount_bpffs(bpffs)
-        .with_context(|| format!("no BPF file system at {}", bpffs.display()))?;
-    if mounted {
-        tracing::info!(path = %bpffs.display(), "mounted a BPF file system");
-    }
-    Ok(())
+/// Finds out how to redirect, before the agent gives up mounting and making namespaces.
+fn choose(options: &Run) -> anyhow::Result<Choice> {
+    let bpffs = &options.pins.bpffs;
+    let mounted = match ebpf_loader::mount_bpffs(bpffs) {
+        Ok(false) => Ok(()),
+        Ok(true) => {
+            tracing::info!(path = %bpffs.display(), "mounted a BPF file system");
+            Ok(())
+        }
+        Err(error) => Err(format!("no BPF file system at {}: {error}", bpffs.display())),
+    };
+    let tables = Tables::of(options.pins.instance.as_str());
+    let chosen = choice::choose(options.redirection, &options.pins.pins(), &tables, mounted)?;
+    tracing::info!(
+        redirection = chosen.redirection.name(),
+        reason = chosen.reason,
+        "how this node redirects"
+    );
+    Ok(chosen)
 }
 
 async fn remove(options: Cleanup) -> anyhow::Result<()> {
-    Ok(cleanup(&options.pins.pins(), options.mark.mark, options.mark.mask).await?)
+    let Cleanup { pins, mark } = options;
+    Ok(cleanup(&pins.pins(), &pins.instance, mark.mark, mark.mask).await?)
 }
 
-async fn run(options: Run, log: LogHandle) -> anyhow::Result<()> {
-    // Its reasons are clearer than those of the first thing that fails later.
-    ebpf_loader::probe().context("this kernel cannot redirect by eBPF")?;
-
+async fn run(options: Run, chosen: Choice, log: LogHandle) -> anyhow::Result<()> {
     // It holds the listeners of all pods.
     runtime::raise_descriptor_limit();
     let tasks = Tasks::default();
@@ -82,7 +94,7 @@ async fn run(options: Run, log: LogHandle) -> anyhow::Result<()> {
         .merge(admin::metrics(Exposition::new(registry)))
         .merge(admin::control(log, tasks.clone()))
         .merge(status.pages());
-    let agent = Agent::start(options.settings()?, readiness.part("agent"), status)?;
+    let agent = Agent::start(options.settings(chosen)?, readiness.part("agent"), status)?;
     let pages = pages.merge(ztunnels::pages(agent.ztunnels()));
     admin::serve(&tasks, "http", http, pages, &page_metrics)?;
     let stopping = tasks.draining();

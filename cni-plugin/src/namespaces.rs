@@ -116,14 +116,24 @@ fn addresses_here() -> io::Result<Vec<IpAddr>> {
 ///
 /// `/proc` cannot be read.
 pub fn locate(cookie: u64) -> io::Result<Option<Netns>> {
+    Ok(all()?.find(|(_, found)| *found == cookie).map(|(netns, _)| netns))
+}
+
+/// The network namespaces of all visible processes and mounts, each with its cookie.
+///
+/// # Errors
+///
+/// `/proc` cannot be read.
+pub fn all() -> io::Result<impl Iterator<Item = (Netns, u64)>> {
     let mut seen = BTreeSet::new();
-    for path in candidates()? {
-        let Ok(netns) = Netns::open(&path) else { continue };
-        if seen.insert(netns.inode()) && netns.cookie().is_ok_and(|found| found == cookie) {
-            return Ok(Some(netns));
+    Ok(candidates()?.into_iter().filter_map(move |path| {
+        let netns = Netns::open(&path).ok()?;
+        if !seen.insert(netns.inode()) {
+            return None;
         }
-    }
-    Ok(None)
+        let cookie = netns.cookie().ok()?;
+        Some((netns, cookie))
+    }))
 }
 
 fn candidates() -> io::Result<Vec<PathBuf>> {

@@ -3,8 +3,8 @@
 //! They are those that were there when capture had just begun, are neither captured nor ztunnel's own, and lead out of
 //! the pod. The kernel's cookies tell them from later ones that got past the mesh, and from the kubelet's probes.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeSet, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use manifest::ExistingConnections;
 use net::Netns;
 use telemetry::access::Chain;
 
+use crate::nft;
 use crate::routing::{self, Connection, SocketsError};
 
 /// How often they are counted at most; more seldom where counting takes long.
@@ -48,14 +49,42 @@ pub struct Place<'a> {
     pub netns: &'a Netns,
     /// The mark of captured connections, and the pod's addresses.
     pub config: &'a NsConfig,
-    /// The storage in which ztunnel's sockets have an entry.
-    pub bypass: BorrowedFd<'a>,
+    /// How the others are told.
+    pub by: By<'a>,
+}
+
+/// How captured connections, and ztunnel's own, are told from those past the mesh.
+#[derive(Clone, Copy, Debug)]
+pub enum By<'a> {
+    /// Captured ones are marked, and ztunnel's sockets have an entry in this storage.
+    Storage(BorrowedFd<'a>),
+    /// ztunnel's sockets are marked, and captured ones lead to one of its ports.
+    Ports,
 }
 
 impl Place<'_> {
-    fn connections(&self) -> Result<Vec<Connection>, SocketsError> {
-        let mut all = routing::connections(self.netns, self.bypass)?;
-        all.retain(|connection| is_past_the_mesh(connection, self.config));
+    /// Those that lead out of the pod, and are neither captured nor ztunnel's.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be listed.
+    pub fn past_the_mesh(&self) -> Result<Vec<Connection>, SocketsError> {
+        let storage = match self.by {
+            By::Storage(storage) => Some(storage),
+            By::Ports => None,
+        };
+        let mut all = routing::connections(self.netns, storage)?;
+        let redirected = match self.by {
+            By::Storage(_) => HashSet::new(),
+            By::Ports => all.iter().filter(|c| c.local.port() == nft::OUTBOUND).map(|c| c.peer).collect(),
+        };
+        all.retain(|connection| {
+            is_past_the_mesh(connection, self.config)
+                && match self.by {
+                    By::Storage(_) => true,
+                    By::Ports => !is_of_filter(connection, &redirected),
+                }
+        });
         Ok(all)
     }
 }
@@ -73,7 +102,7 @@ impl Older {
         adopted: bool,
         now: Instant,
     ) -> Result<Self, SocketsError> {
-        let found = place.connections()?;
+        let found = place.past_the_mesh()?;
         let closing = match wish {
             ExistingConnections::Keep => Closing::No,
             ExistingConnections::Close if adopted => Closing::Next,
@@ -83,6 +112,11 @@ impl Older {
         let mut older = Self { known, live: 0, closing, count_at: now + PAUSE };
         older.take(place, &found);
         Ok(older)
+    }
+
+    /// Whether the connection with this cookie is one of them.
+    pub fn holds(&self, cookie: u64) -> bool {
+        self.known.contains(&cookie)
     }
 
     /// How many there still are.
@@ -119,7 +153,7 @@ impl Older {
             (ExistingConnections::Close, _) => Closing::Now,
         };
         let begun = tokio::time::Instant::now();
-        let found = place.connections()?;
+        let found = place.past_the_mesh()?;
         self.take(place, &found);
         self.count_at = now + PAUSE.max(begun.elapsed() * COST);
         Ok(())
@@ -158,10 +192,17 @@ fn is_past_the_mesh(connection: &Connection, config: &NsConfig) -> bool {
         IpAddr::V4(v4) => config.own.v4() == Some(v4),
         IpAddr::V6(v6) => config.own.v6() == Some(v6),
     };
-    let peer = connection.peer;
+    let peer = connection.peer.ip();
     connection.mark & config.mask != config.mark
         && !connection.has_storage
         && !peer.is_loopback()
         && !peer.is_unspecified()
         && !own(peer)
+}
+
+/// Whether a connection is ztunnel's, or leads to it by a packet filter that has `redirected` those ends.
+fn is_of_filter(connection: &Connection, redirected: &HashSet<SocketAddr>) -> bool {
+    connection.mark & nft::EXEMPT_MASK == nft::EXEMPT
+        || [nft::OUTBOUND, nft::INBOUND, nft::TUNNELS].contains(&connection.local.port())
+        || redirected.contains(&connection.local)
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use cni_plugin::agent::Settings;
+use cni_plugin::choice::{Choice, Wanted};
 use ebpf_loader::{DEFAULT_MARK, DEFAULT_MASK, InstanceName, Pins};
 
 /// Enrols the pods of a node into the mesh.
@@ -64,6 +65,9 @@ pub(crate) struct Run {
     /// Where /healthz/ready, /metrics and /debug/pods are served.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15022")]
     pub(crate) http: SocketAddr,
+    /// How connections are captured.
+    #[arg(long, value_enum, value_name = "HOW", env = "AMBIT_REDIRECTION", default_value = "auto")]
+    pub(crate) redirection: Wanted,
     #[command(flatten)]
     pub(crate) pins: PinOptions,
     #[command(flatten)]
@@ -74,7 +78,7 @@ pub(crate) struct Run {
 pub(crate) struct PinOptions {
     /// The agent's instance: agents of different instances do not touch each other's pods.
     #[arg(long, value_name = "NAME", default_value = "node")]
-    instance: InstanceName,
+    pub(crate) instance: InstanceName,
     /// The BPF file system; mounted there if none is.
     #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
     pub(crate) bpffs: PathBuf,
@@ -122,7 +126,7 @@ fn below(root: &Path, cgroup: &Path) -> PathBuf {
 }
 
 impl Run {
-    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+    pub(crate) fn settings(&self, redirection: Choice) -> anyhow::Result<Settings> {
         let node = self.node_name.clone().context("--node-name is missing")?;
         let objects = self.objects.clone().context("--objects is missing")?;
         let MarkOptions { mark, mask } = self.mark.check()?;
@@ -133,6 +137,8 @@ impl Run {
         let kubelet_cgroup = self.kubelet_cgroup.as_deref().map(|path| below(&cgroup, path));
         Ok(Settings {
             node,
+            redirection,
+            instance: self.pins.instance.clone(),
             pins: self.pins.pins(),
             cgroup,
             kubelet_cgroup,

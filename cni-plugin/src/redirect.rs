@@ -1,6 +1,8 @@
 //! How a pod's connections come to ztunnel. [`Node`](crate::node::Node) asks for it in these words, whatever does it.
 
 mod ebpf;
+mod nftables;
+mod probes;
 
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -11,14 +13,18 @@ use telemetry::access::Chain;
 use thiserror::Error;
 
 use crate::membership::Member;
+use crate::nft;
 use crate::routing;
 pub use ebpf::Ebpf;
+pub use nftables::{Nftables, claim};
 
 /// The redirection of a node. Dropping it leaves everything in place.
 #[derive(Debug)]
 pub enum Redirect {
     /// By programs on `connect(2)` and on socket lookup.
     Ebpf(Box<Ebpf>),
+    /// By a packet filter in each pod.
+    Nftables(Box<Nftables>),
 }
 
 /// A pod that can be captured.
@@ -56,9 +62,10 @@ impl Redirect {
     /// # Errors
     ///
     /// Out of descriptors.
-    pub fn for_ztunnel(&self) -> Result<Option<zds::agent::Redirection>, RedirectError> {
+    pub fn for_ztunnel(&self) -> Result<zds::agent::Redirection, RedirectError> {
         match self {
-            Self::Ebpf(ebpf) => ebpf.for_ztunnel().map(Some),
+            Self::Ebpf(ebpf) => ebpf.for_ztunnel(),
+            Self::Nftables(nftables) => Ok(nftables.for_ztunnel()),
         }
     }
 
@@ -70,6 +77,7 @@ impl Redirect {
     pub fn found(&self) -> Result<Vec<(PodKey, bool)>, RedirectError> {
         match self {
             Self::Ebpf(ebpf) => ebpf.found(),
+            Self::Nftables(nftables) => nftables.found(),
         }
     }
 
@@ -88,6 +96,7 @@ impl Redirect {
     ) -> Result<Prepared, RedirectError> {
         match self {
             Self::Ebpf(ebpf) => ebpf.prepare(key, member, netns, answers_dns).await,
+            Self::Nftables(nftables) => nftables.prepare(key, member, netns, answers_dns).await,
         }
     }
 
@@ -105,6 +114,7 @@ impl Redirect {
     ) -> Result<(), RedirectError> {
         match self {
             Self::Ebpf(ebpf) => ebpf.capture(key, member, netns, now),
+            Self::Nftables(nftables) => nftables.capture(key, member, netns, now),
         }
     }
 
@@ -125,6 +135,7 @@ impl Redirect {
     ) -> Result<(), RedirectError> {
         match self {
             Self::Ebpf(ebpf) => ebpf.steer_questions(key, member, netns, answers_dns).await,
+            Self::Nftables(nftables) => nftables.steer_questions(key, member, netns, answers_dns).await,
         }
     }
 
@@ -137,6 +148,7 @@ impl Redirect {
     pub async fn release(&mut self, key: &PodKey, netns: Option<&Netns>) -> Result<(), RedirectError> {
         match self {
             Self::Ebpf(ebpf) => ebpf.release(key, netns).await,
+            Self::Nftables(nftables) => nftables.release(key, netns).await,
         }
     }
 
@@ -148,6 +160,7 @@ impl Redirect {
     pub fn is_captured(&self, key: &PodKey) -> Result<bool, RedirectError> {
         match self {
             Self::Ebpf(ebpf) => ebpf.is_captured(key),
+            Self::Nftables(nftables) => nftables.is_captured(key),
         }
     }
 
@@ -159,6 +172,7 @@ impl Redirect {
     pub fn connections(&self, netns: &Netns) -> Result<usize, RedirectError> {
         match self {
             Self::Ebpf(ebpf) => ebpf.connections(netns),
+            Self::Nftables(nftables) => nftables.connections(netns),
         }
     }
 
@@ -171,6 +185,7 @@ impl Redirect {
     pub async fn tidy(&mut self, key: &PodKey, netns: Option<&Netns>) -> Result<(), RedirectError> {
         match self {
             Self::Ebpf(ebpf) => ebpf.tidy(key, netns).await,
+            Self::Nftables(nftables) => nftables.tidy(key, netns).await,
         }
     }
 
@@ -178,6 +193,7 @@ impl Redirect {
     pub fn mend(&mut self) -> Mended {
         match self {
             Self::Ebpf(ebpf) => ebpf.mend(),
+            Self::Nftables(nftables) => nftables.mend(),
         }
     }
 
@@ -186,6 +202,7 @@ impl Redirect {
         let mut what = Vec::new();
         let mended = match self {
             Self::Ebpf(ebpf) => ebpf.mend_pod(key, member, netns, &mut what).await,
+            Self::Nftables(nftables) => nftables.mend_pod(key, member, netns, &mut what).await,
         };
         Mended { what, failed: mended.err().map(|error| Chain(&error).to_string()) }
     }
@@ -200,6 +217,7 @@ impl Redirect {
     ) -> PastTheMesh {
         match self {
             Self::Ebpf(ebpf) => ebpf.past_the_mesh(key, member, netns, now),
+            Self::Nftables(nftables) => nftables.past_the_mesh(key, member, netns, now),
         }
     }
 }
@@ -219,6 +237,30 @@ pub enum RedirectError {
     /// The pins of pods cannot be listed.
     #[error("the pins of pods cannot be listed")]
     Pins(#[source] std::io::Error),
+    /// The table in the pod.
+    #[error(transparent)]
+    Table(#[from] nft::NftError),
+    /// Another agent has it.
+    #[error("another agent of the instance {instance} runs on this node")]
+    InUse {
+        /// Which.
+        instance: String,
+        /// What the kernel says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kubelet's cgroup.
+    #[error("the kubelet's cgroup {} cannot be used", path.display())]
+    Cgroup {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The namespaces of pods cannot be searched.
+    #[error("network namespaces cannot be searched")]
+    Namespaces(#[source] std::io::Error),
     /// Out of descriptors.
     #[error("the bypass storage's descriptor cannot be duplicated")]
     Bypass(#[source] std::io::Error),

@@ -39,7 +39,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use thiserror::Error;
 use tokio::time::timeout;
 
-pub use sockets::{Connection, SocketsError, connections, destroy, marked_connections};
+pub use sockets::{Connection, SocketsError, connections, connections_at, destroy, marked_connections};
 pub use vigil::{Damage, Vigil, VigilError};
 
 /// The rule that sends marked packets to [`TABLE`].

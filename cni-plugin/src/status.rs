@@ -3,11 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -15,6 +17,7 @@ use serde::Serialize;
 use telemetry::metrics::Registry;
 use tokio::sync::watch;
 
+use crate::choice::Choice;
 use crate::membership::Member;
 use crate::redirect::{Mended, PastTheMesh};
 use crate::roster::{self, Outcome, Standings};
@@ -148,6 +151,9 @@ impl PodStatus {
 #[derive(Clone, Debug, Default)]
 pub struct Status {
     pods: watch::Sender<Vec<PodStatus>>,
+    /// How the node redirects; nothing before the agent has begun.
+    redirection: Arc<Mutex<Option<Choice>>>,
+    redirects: Family<[(&'static str, &'static str); 1], Gauge>,
     by_state: Family<[(&'static str, &'static str); 1], Gauge<i64, AtomicI64>>,
     steps: Family<[(&'static str, &'static str); 2], Counter>,
     ztunnel_connected: Gauge,
@@ -178,6 +184,11 @@ impl Status {
             "Parts of the redirection that somebody took away or changed, and that were put back",
             status.repairs.clone(),
         );
+        registry.register(
+            "ambit_agent_redirection",
+            "How the node captures connections",
+            status.redirects.clone(),
+        );
         let registry = registry.sub_registry_with_prefix("ambit_agent");
         registry.register("pods", "Pods of the node by how they stand", status.by_state.clone());
         registry.register("steps", "What was done for pods, and how it ended", status.steps.clone());
@@ -189,9 +200,16 @@ impl Status {
         status
     }
 
-    /// The page `/debug/pods`: a JSON list.
+    /// The pages `/debug/pods`, a JSON list, and `/debug/redirection`, a JSON object: how the node redirects, and why so.
     pub fn pages(&self) -> Router {
-        Router::new().route("/debug/pods", get(pods)).with_state(self.clone())
+        let pages = Router::new().route("/debug/pods", get(pods));
+        pages.route("/debug/redirection", get(redirection)).with_state(self.clone())
+    }
+
+    /// Shows that the node redirects so.
+    pub fn redirects(&self, choice: Choice) {
+        self.redirects.get_or_create(&[("by", choice.redirection.name())]).set(1);
+        *self.redirection.lock() = Some(choice);
     }
 
     /// Shows these pods from now on.
@@ -258,6 +276,10 @@ fn gauge(count: usize) -> i64 {
 
 async fn pods(State(status): State<Status>) -> Json<Vec<PodStatus>> {
     Json(status.pods.borrow().clone())
+}
+
+async fn redirection(State(status): State<Status>) -> Json<Option<Choice>> {
+    Json(status.redirection.lock().clone())
 }
 
 #[cfg(test)]

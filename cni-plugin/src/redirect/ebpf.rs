@@ -8,11 +8,12 @@ use std::time::Instant;
 use ebpf_loader::{GuardError, Instance, NsConfig, OwnAddresses, PodKey};
 use net::Netns;
 use telemetry::access::Chain;
+use zds::Exemption;
 use zds::agent::Redirection;
 
 use super::{Mended, PastTheMesh, Prepared, RedirectError};
 use crate::membership::Member;
-use crate::older::{Older, Place};
+use crate::older::{By, Older, Place};
 use crate::routing::{self, Routing, SocketsError, Vigil, resolvers};
 
 /// How seldom the devices of pods are listed for new ones, in looks.
@@ -53,7 +54,8 @@ impl Ebpf {
 
     pub(super) fn for_ztunnel(&self) -> Result<Redirection, RedirectError> {
         let bypass = self.instance.bypass().try_clone_to_owned().map_err(RedirectError::Bypass)?;
-        Ok(Redirection { mark: self.mark, mask: self.mask, bypass: bypass.into() })
+        let exempt = Exemption::Storage(bypass.into());
+        Ok(Redirection { mark: self.mark, mask: self.mask, exempt })
     }
 
     pub(super) fn found(&self) -> Result<Vec<(PodKey, bool)>, RedirectError> {
@@ -205,7 +207,7 @@ impl Ebpf {
     ) -> Result<(), SocketsError> {
         let Some(netns) = netns else { return Ok(()) };
         let config = self.config(member);
-        let place = Place { netns, config: &config, bypass: self.instance.bypass() };
+        let place = Place { netns, config: &config, by: By::Storage(self.instance.bypass()) };
         match self.older.get_mut(key) {
             Some(older) => older.again(&place, member.existing, now),
             None => {

@@ -1,7 +1,7 @@
 //! A pod's TCP connections, by the kernel's socket diagnostics (`sock_diag(7)`): listing and ending them.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use net::{Netns, NetnsError};
@@ -51,13 +51,26 @@ pub fn marked_connections(netns: &Netns, mark: u32, mask: u32) -> Result<usize, 
     Ok(count)
 }
 
+/// How many TCP connections in a namespace have one of these ports at this end.
+///
+/// # Errors
+///
+/// See [`SocketsError`].
+pub fn connections_at(netns: &Netns, ports: &[u16]) -> Result<usize, SocketsError> {
+    let mut count = 0;
+    each(netns, None, |connection| count += usize::from(ports.contains(&connection.local.port())))?;
+    Ok(count)
+}
+
 /// A TCP socket of a pod that is no listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// Whether anything can still be sent or received by it; while its handshake lasts at its server, not yet.
     pub is_live: bool,
-    /// The other end; an IPv4 address also where the socket is IPv6.
-    pub peer: IpAddr,
+    /// This end; an IPv4 address also where the socket is IPv6.
+    pub local: SocketAddr,
+    /// The other end, likewise.
+    pub peer: SocketAddr,
     /// Its mark.
     pub mark: u32,
     /// Whether it has an entry in the storage that was asked about.
@@ -86,7 +99,8 @@ impl Connection {
                 _ => {}
             }
         }
-        Ok(Self { is_live: is_live(state, inode), peer: peer(family, &id), mark, has_storage, family, id })
+        let (local, peer) = (end(family, &id, 0, 4), end(family, &id, 2, 20));
+        Ok(Self { is_live: is_live(state, inode), local, peer, mark, has_storage, family, id })
     }
 }
 
@@ -95,24 +109,27 @@ fn is_live(state: u8, inode: u32) -> bool {
     matches!(state, 1 | 2 | 4 | 8) || (state == 5 && inode != 0)
 }
 
-fn peer(family: u8, id: &[u8; ID]) -> IpAddr {
-    // Ports of 2 bytes each and this end come first.
-    let address: [u8; 16] = id[20..].first_chunk().copied().unwrap_or_default();
-    if i32::from(family) == AddressFamily::Inet as i32 {
+/// One end of a connection: where its port and its address lie in `struct inet_diag_sockid`.
+fn end(family: u8, id: &[u8; ID], port_at: usize, address_at: usize) -> SocketAddr {
+    let port = id[port_at..].first_chunk().map_or(0, |port| u16::from_be_bytes(*port));
+    let address: [u8; 16] = id[address_at..].first_chunk().copied().unwrap_or_default();
+    let ip = if i32::from(family) == AddressFamily::Inet as i32 {
         let [a, b, c, d, ..] = address;
-        return Ipv4Addr::new(a, b, c, d).into();
-    }
-    Ipv6Addr::from(address).to_canonical()
+        Ipv4Addr::new(a, b, c, d).into()
+    } else {
+        Ipv6Addr::from(address).to_canonical()
+    };
+    SocketAddr::new(ip, port)
 }
 
-/// All TCP connections of a namespace, and which of them have an entry in the socket storage `storage`.
+/// All TCP connections of a namespace, and which of them have an entry in the socket storage, if one is given.
 ///
 /// # Errors
 ///
 /// See [`SocketsError`].
-pub fn connections(netns: &Netns, storage: BorrowedFd<'_>) -> Result<Vec<Connection>, SocketsError> {
+pub fn connections(netns: &Netns, storage: Option<BorrowedFd<'_>>) -> Result<Vec<Connection>, SocketsError> {
     let mut all = Vec::new();
-    each(netns, Some(storage), |connection| all.push(connection))?;
+    each(netns, storage, |connection| all.push(connection))?;
     Ok(all)
 }
 
@@ -319,8 +336,10 @@ mod tests {
         let ours = socket_with(AddressFamily::Inet6, &mapped, 8, &stored);
         let (read, is_done) = all(&[plain, ours, message(NLMSG_DONE, &[0; 4])].concat()).unwrap();
         assert!(is_done);
-        let seen: Vec<_> =
-            read.iter().map(|c| (c.peer.to_string(), c.mark, c.has_storage, c.cookie(), c.is_live)).collect();
+        let seen: Vec<_> = read
+            .iter()
+            .map(|c| (c.peer.ip().to_string(), c.mark, c.has_storage, c.cookie(), c.is_live))
+            .collect();
         assert_eq!(
             seen,
             [("10.0.0.9".to_owned(), 0x0a00_0001, false, 7, true), ("10.0.0.8".to_owned(), 0, true, 8, true)]
@@ -371,7 +390,7 @@ mod tests {
             let mut found = Vec::new();
             each(&netns, None, |connection| found.push(connection)).unwrap();
             assert_eq!(found.len(), 2);
-            assert!(found.iter().all(|c| c.is_live && c.peer.is_loopback() && c.cookie() != 0));
+            assert!(found.iter().all(|c| c.is_live && c.peer.ip().is_loopback() && c.cookie() != 0));
             // Twice: what has ended already is fine.
             for _ in 0..2 {
                 destroy(&netns, &found).unwrap();

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
 use cni_plugin::agent::{Agent, RunError, Settings};
+use cni_plugin::choice::{Choice, Kind};
 use cni_plugin::status::{PodStatus, Shown, Status};
-use ebpf_loader::{DEFAULT_MARK, DEFAULT_MASK, Pins, cgroup2_root, mount_bpffs};
+use ebpf_loader::{DEFAULT_MARK, DEFAULT_MASK, InstanceName, Pins, cgroup2_root, mount_bpffs};
 use nix::mount::{MntFlags, umount2};
 use runtime::Readiness;
 use tempfile::TempDir;
@@ -33,6 +34,7 @@ impl Drop for Bpffs {
 
 pub(crate) struct Bench {
     pub(crate) pins: Pins,
+    instance: InstanceName,
     folder: TempDir,
     bpffs: Rc<Bpffs>,
 }
@@ -52,8 +54,9 @@ impl Bench {
     fn on(bpffs: Rc<Bpffs>, instance: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("objects")).unwrap();
-        let pins = Pins::new(bpffs.folder.path(), &instance.parse().unwrap());
-        let bench = Self { pins, folder, bpffs };
+        let instance = instance.parse().unwrap();
+        let pins = Pins::new(bpffs.folder.path(), &instance);
+        let bench = Self { pins, instance, folder, bpffs };
         bench.label("");
         bench
     }
@@ -179,6 +182,8 @@ impl Bench {
     fn start_with(&self, kubelet: Option<&Path>) -> Running {
         let settings = Settings {
             node: "node-1".to_owned(),
+            redirection: Choice { redirection: Kind::Ebpf, reason: "the test says so".to_owned() },
+            instance: self.instance.clone(),
             pins: self.pins.clone(),
             cgroup: cgroup2_root().unwrap(),
             kubelet_cgroup: kubelet.map(Path::to_owned),

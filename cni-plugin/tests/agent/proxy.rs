@@ -15,7 +15,7 @@ use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use zds::ztunnel::{Client, Event};
-use zds::{Hello, Kept, PodState, PodUid, encode_hello, encode_response};
+use zds::{Exemption, Hello, Kept, PodState, PodUid, encode_hello, encode_response};
 
 /// A connection that was captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +76,8 @@ async fn run(
     loop {
         let (event, answer) = client.next().await;
         let result = match event {
-            Event::Redirection { mark, bypass, .. } => {
+            Event::Redirection { mark, exempt, .. } => {
+                let Exemption::Storage(bypass) = exempt else { panic!("{exempt:?}") };
                 redirection = Some((mark, Arc::new(BypassStorage::from_fd(bypass).unwrap())));
                 Ok(())
             }

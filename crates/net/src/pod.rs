@@ -47,9 +47,10 @@ impl PodNetwork {
         self.netns.run(|| tcp::listen(bind, prepare)).map_err(into_io)?
     }
 
-    /// Opens a socket for captured datagrams that no runtime knows yet; [`udp::Datagrams::adopt`] gives it to one.
-    pub fn capture_datagrams(&self, at: SocketAddr) -> io::Result<UdpSocket> {
-        self.netns.run(|| udp::capture(at)).map_err(into_io)?
+    /// Opens a socket for captured datagrams that no runtime knows yet and that has no address yet;
+    /// [`udp::Datagrams::adopt`] gives it to one, [`udp::bind_once`] an address.
+    pub fn capture_datagrams(&self, v6: bool) -> io::Result<UdpSocket> {
+        self.netns.run(|| udp::capture(v6)).map_err(into_io)?
     }
 
     /// Opens what answers captured datagrams.

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 
 use nix::sys::socket::sockopt::{Ipv4OrigDstAddr, Ipv6OrigDstAddr};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
 
 use crate::tcp::{canonical, transparent};
@@ -17,21 +17,30 @@ const V6_HEADER: usize = 40;
 /// Hops that an answer may take. It takes none.
 const HOPS: u8 = 64;
 
-/// Opens a socket in the calling thread's network namespace that takes datagrams for any address, and tells which.
+/// Opens a socket in the calling thread's network namespace that takes datagrams for any address, and tells which, once it
+/// has an address itself ([`bind_once`]).
 ///
 /// Several may share an address: the kernel spreads flows over them.
-pub fn capture(at: SocketAddr) -> io::Result<std::net::UdpSocket> {
-    let socket = Socket::new(Domain::for_address(at), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+pub fn capture(v6: bool) -> io::Result<std::net::UdpSocket> {
+    let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     socket.set_reuse_port(true)?;
-    if at.is_ipv6() {
+    if v6 {
         socket.set_only_v6(true)?;
         setsockopt(&socket, Ipv6OrigDstAddr, &true)?;
     } else {
         setsockopt(&socket, Ipv4OrigDstAddr, &true)?;
     }
-    transparent(&socket, at.is_ipv6(), false)?;
-    socket.bind(&at.into())?;
+    transparent(&socket, v6, false)?;
     Ok(socket.into())
+}
+
+/// Gives a socket an address, unless it has one already. The namespace no longer matters.
+pub fn bind_once(socket: &std::net::UdpSocket, at: SocketAddr) -> io::Result<()> {
+    match socket.local_addr()?.port() {
+        0 => SockRef::from(socket).bind(&at.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Opens a connected socket in the calling thread's network namespace; `before` is applied to it before it connects.
@@ -229,11 +238,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_captured_datagram_tells_both_its_ends() {
-        let socket = match capture(addr("127.0.0.1:0")) {
+        let socket = match capture(false) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return,
             socket => socket.unwrap(),
         };
+        bind_once(&socket, addr("127.0.0.1:0")).unwrap();
         let at = socket.local_addr().unwrap();
+        bind_once(&socket, addr("127.0.0.1:9")).unwrap();
+        assert_eq!(socket.local_addr().unwrap(), at, "it has one already");
         let datagrams = Datagrams::adopt(socket).unwrap();
         let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client.send_to(b"question", at).await.unwrap();

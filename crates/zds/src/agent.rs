@@ -16,7 +16,7 @@ pub use self::server::Server;
 pub use self::session::{Handled, Outgoing, Sent, Session, SessionError};
 pub use self::state::{AddError, Peer, RemoveError, Standing};
 pub use self::turns::Role;
-use crate::{PodInfo, PodUid};
+use crate::{Exemption, PodInfo, PodUid};
 
 /// A pod that ztunnel is to serve.
 #[derive(Clone, Debug)]
@@ -40,6 +40,6 @@ pub struct Redirection {
     pub mark: u32,
     /// The mask under which marks are compared.
     pub mask: u32,
-    /// The storage in which a socket's entry exempts it from capture.
-    pub bypass: Arc<OwnedFd>,
+    /// What exempts a socket from capture.
+    pub exempt: Exemption<Arc<OwnedFd>>,
 }

@@ -21,6 +21,15 @@ pub mod ztunnel;
 #[cfg(test)]
 mod tests;
 
+/// What exempts ztunnel's own sockets from capture.
+#[derive(Clone, Debug)]
+pub enum Exemption<F> {
+    /// An entry in this storage (BPF_MAP_TYPE_SK_STORAGE): redirection is by eBPF.
+    Storage(F),
+    /// This mark: redirection is by packet filter, and original destinations are asked of connection tracking.
+    Mark(u32),
+}
+
 pub use kept::{Kept, MOST_MEMBERS, NotKept};
 pub use wire::{
     Add, Attached, DecodeError, Hello, ListenerKind, PodInfo, PodState, PodUid, Request, Stage, Turn, decode,

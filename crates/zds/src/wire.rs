@@ -76,6 +76,8 @@ pub enum Request {
         mark: u32,
         /// The mask under which marks are compared.
         mask: u32,
+        /// The mark that exempts a socket from capture, where the bypass storage does not travel with it.
+        exempt_mark: Option<u32>,
     },
     /// A pod comes to its end.
     State(PodState),
@@ -237,7 +239,10 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, DecodeError> {
         Payload::Keep(keep) => Request::Keep(read_uid(&keep.uid)?),
         Payload::Del(del) => Request::Del(read_uid(&del.uid)?),
         Payload::SnapshotSent(pb::SnapshotSent {}) => Request::SnapshotSent,
-        Payload::Redirection(r) => Request::Redirection { mark: r.mark, mask: r.mask },
+        Payload::Redirection(r) => {
+            let exempt_mark = (r.exempt_mark != 0).then_some(r.exempt_mark);
+            Request::Redirection { mark: r.mark, mask: r.mask, exempt_mark }
+        }
         Payload::Listeners(listeners) => match listeners.turn() {
             pb::Turn::Serve => Request::Listeners(Turn::Serve),
             pb::Turn::StandBy => Request::Listeners(Turn::StandBy),
@@ -306,7 +311,10 @@ pub fn encode_request(request: &Request) -> Vec<u8> {
         Request::Keep(uid) => Some(Payload::Keep(pb::KeepWorkload { uid: uid.to_string() })),
         Request::Del(uid) => Some(Payload::Del(pb::DelWorkload { uid: uid.to_string() })),
         Request::SnapshotSent => Some(Payload::SnapshotSent(pb::SnapshotSent {})),
-        &Request::Redirection { mark, mask } => Some(Payload::Redirection(pb::Redirection { mark, mask })),
+        &Request::Redirection { mark, mask, exempt_mark } => {
+            let exempt_mark = exempt_mark.unwrap_or_default();
+            Some(Payload::Redirection(pb::Redirection { mark, mask, exempt_mark }))
+        }
         Request::State(state) => Some(Payload::State(write_state(state))),
         Request::Listeners(turn) => {
             Some(Payload::Listeners(pb::Listeners { turn: write_turn(*turn) as i32 }))
@@ -404,7 +412,8 @@ mod tests {
     #[test]
     fn every_message_survives_the_round_trip() {
         let uid = || PodUid::new("4d9e");
-        let redirection = Request::Redirection { mark: 0x0a40_0000, mask: 0x0fc0_0000 };
+        let redirection =
+            |exempt_mark| Request::Redirection { mark: 0x0a40_0000, mask: 0x0fc0_0000, exempt_mark };
         let addresses = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
         let state = |stage| Request::State(PodState { uid: uid(), stage, addresses: addresses.clone() });
         for request in [
@@ -412,7 +421,8 @@ mod tests {
             Request::Keep(uid()),
             Request::Del(uid()),
             Request::SnapshotSent,
-            redirection,
+            redirection(None),
+            redirection(Some(0x539)),
             state(Stage::Terminating),
             state(Stage::Ended),
         ] {

@@ -10,7 +10,7 @@ use net::Netns;
 
 pub use self::client::{Answer, Client};
 pub use self::session::{Received, Session, SessionError};
-use crate::{Kept, PodInfo, PodState, PodUid, Turn};
+use crate::{Exemption, Kept, PodInfo, PodState, PodUid, Turn};
 
 /// What the agent says. Each is to be answered before the next comes.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ pub enum Event {
         mark: u32,
         /// The mask under which marks are compared.
         mask: u32,
-        /// The storage in which a socket's entry exempts it from capture.
-        bypass: OwnedFd,
+        /// What exempts a socket from capture.
+        exempt: Exemption<OwnedFd>,
     },
     /// A pod is to be served from now on, or is told again.
     Add {

@@ -13,7 +13,7 @@ use crate::repo;
 const COMMANDS: [&str; 8] = ["ambit", "cargo", "curl", "cp", "lab", "nsenter", "perf", "tcpdump"];
 
 /// What names of the kernel begin with, which need not occur in a program.
-const KERNELS: [&str; 2] = ["SO_", "CAP_"];
+const KERNELS: [&str; 3] = ["SO_", "CAP_", "CONFIG_"];
 
 /// Folders with nothing of ours to read.
 const SKIPPED: [&str; 2] = ["target", "corpus"];

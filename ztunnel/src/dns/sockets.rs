@@ -4,12 +4,14 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use ebpf_loader::{ListenerMap, slot};
-use net::{Datagrams, Impostor, PodNetwork};
+use net::{Datagrams, Impostor, PodNetwork, udp};
 
 use crate::pod::listeners::{ListenError, is_without_v6};
 use crate::ports;
 
 /// The sockets that take a pod's questions: for each family one a shard; none where the pod asks by itself.
+///
+/// They have no address until they are published: where questions are steered to an address, all who have it get some.
 #[derive(Debug, Default)]
 pub struct Questions {
     v4: Vec<UdpSocket>,
@@ -38,7 +40,7 @@ impl Questions {
     pub fn open(network: &PodNetwork, shards: usize, ipv6: bool) -> Result<Self, ListenError> {
         let open = |ip: IpAddr| {
             let addr = (ip, ports::DNS).into();
-            let open = |_| network.capture_datagrams(addr);
+            let open = |_| network.capture_datagrams(ip.is_ipv6());
             let sockets: io::Result<Vec<UdpSocket>> = (0..shards).map(open).collect();
             sockets.map_err(|source| ListenError::Bind { addr, source })
         };
@@ -50,16 +52,26 @@ impl Questions {
         Ok(Self { v4: open(Ipv4Addr::LOCALHOST.into())?, v6 })
     }
 
-    /// Tells the redirection of them. From then on questions come here, and to nobody who had them before.
+    /// Has questions come here from now on, by the redirection's map or else by their addresses.
+    ///
+    /// Who had them before shares them until it ends. In a pod without IPv6 they are those of IPv4 alone. Idempotent.
     ///
     /// # Errors
-    /// If the map does not take one.
-    pub fn publish(&self, map: &ListenerMap) -> Result<(), ListenError> {
-        for (which, slot, sockets) in
-            [("IPv4 DNS", slot::DNS_V4, &self.v4), ("IPv6 DNS", slot::DNS_V6, &self.v6)]
-        {
+    /// If the map does not take one, or an address cannot be had.
+    pub fn publish(&self, map: Option<&ListenerMap>) -> Result<(), ListenError> {
+        let families: [(_, _, IpAddr, _); 2] = [
+            ("IPv4 DNS", slot::DNS_V4, Ipv4Addr::LOCALHOST.into(), &self.v4),
+            ("IPv6 DNS", slot::DNS_V6, Ipv6Addr::LOCALHOST.into(), &self.v6),
+        ];
+        for (which, slot, ip, sockets) in families {
+            let addr = (ip, ports::DNS).into();
+            let bound: io::Result<()> = sockets.iter().try_for_each(|socket| udp::bind_once(socket, addr));
+            match bound {
+                Err(source) if ip.is_ipv6() && is_without_v6(&source) => continue,
+                bound => bound.map_err(|source| ListenError::Bind { addr, source })?,
+            }
             // Any member of the group will do: questions are spread over all.
-            if let Some(socket) = sockets.first() {
+            if let (Some(map), Some(socket)) = (map, sockets.first()) {
                 map.set(slot, socket).map_err(|source| ListenError::Map { which, source })?;
             }
         }

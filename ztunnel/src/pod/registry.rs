@@ -17,7 +17,7 @@ use thiserror::Error;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use zds::ztunnel::{Client, Event};
-use zds::{Kept, PodInfo, PodState, PodUid, Turn};
+use zds::{Exemption, Kept, PodInfo, PodState, PodUid, Turn};
 
 use super::listeners::{ListenError, open, publish};
 use super::{Pod, Returned};
@@ -195,9 +195,10 @@ impl Registry {
     /// Does what the agent says. Gives what is to be kept of the pod that it was about.
     async fn handle(&mut self, event: Event) -> Result<Kept, RegistryError> {
         match event {
-            Event::Redirection { mark, mask, bypass } => {
-                tracing::info!(mark = format!("{mark:#x}/{mask:#x}"), "the agent redirects by socket");
-                self.proxy.redirection.set(mark, bypass).map_err(RegistryError::Bypass)?;
+            Event::Redirection { mark, mask, exempt } => {
+                let by = if matches!(exempt, Exemption::Storage(_)) { "socket" } else { "packet filter" };
+                tracing::info!(mark = format!("{mark:#x}/{mask:#x}"), by, "the agent redirects");
+                self.proxy.redirection.set(mark, exempt).map_err(RegistryError::Bypass)?;
             }
             Event::Add { uid, info, netns, listener_map, kept, dns } => {
                 let pending = &self.proxy.metrics.pods.pending_proxies;
@@ -247,7 +248,7 @@ impl Registry {
     fn begin(&self) -> Result<(), RegistryError> {
         self.proxy.turn.cancel();
         for Entry { questions, map, .. } in self.pods.values() {
-            map.as_ref().map_or(Ok(()), |map| questions.publish(map))?;
+            questions.publish(map.as_ref())?;
         }
         Ok(())
     }
@@ -286,7 +287,7 @@ impl Registry {
                 if let Some(map) = map {
                     publish(&entry.listeners, &map)?;
                     if is_its_turn {
-                        entry.questions.publish(&map)?;
+                        entry.questions.publish(Some(&map))?;
                     }
                     entry.map = Some(map);
                 }
@@ -298,8 +299,8 @@ impl Registry {
         self.end_replaced(uid, &local, &netns);
         let network = PodNetwork::new(netns, Some(self.proxy.redirection.exempt()));
         let listeners = open(&network, self.shards.count(), self.ipv6, left)?;
-        // Without a map nothing can be steered to them.
-        let questions = match dns && map.is_some() {
+        // With neither, nothing can be steered to them.
+        let questions = match dns && (map.is_some() || self.proxy.redirection.is_by_address()) {
             true => Questions::open(&network, self.shards.count(), self.ipv6)?,
             false => Questions::default(),
         };
@@ -322,9 +323,9 @@ impl Registry {
         let closed = self.shards.serve(&pod, &listeners, &questions).await?;
         if let Some(map) = &map {
             publish(&listeners, map)?;
-            if is_its_turn {
-                questions.publish(map)?;
-            }
+        }
+        if is_its_turn {
+            questions.publish(map.as_ref())?;
         }
         leaves.disarm();
         self.left

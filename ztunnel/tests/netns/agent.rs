@@ -12,7 +12,7 @@ use net::seqpacket::SeqPacketListener;
 use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
 use zds::agent::{Redirection, Server, Workload};
-use zds::{PodInfo, PodUid};
+use zds::{Exemption, PodInfo, PodUid};
 
 use crate::node::Pod;
 use crate::plane::Plane;
@@ -31,7 +31,8 @@ impl Agent {
         let pins = Pins::new(bpffs.path(), &"ztunnel-test".parse().unwrap());
         let instance = Instance::open(pins.clone(), &cgroup2_root().unwrap()).unwrap();
         let bypass = Arc::new(instance.bypass().try_clone_to_owned().unwrap());
-        let server = Server::new(Some(Redirection { mark: DEFAULT_MARK, mask: DEFAULT_MASK, bypass }));
+        let exempt = Exemption::Storage(bypass);
+        let server = Server::new(Some(Redirection { mark: DEFAULT_MARK, mask: DEFAULT_MASK, exempt }));
         server.set_complete();
         let socket = socket.to_owned();
         let serving = server.clone();

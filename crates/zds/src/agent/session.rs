@@ -9,8 +9,8 @@ use thiserror::Error;
 use super::desired::{Desired, Entry};
 use super::turns::{Role, Turns};
 use crate::{
-    Add, Attached, DecodeError, Hello, PodState, PodUid, Request, Stage, Turn, decode_hello, decode_response,
-    encode_request,
+    Add, Attached, DecodeError, Exemption, Hello, PodState, PodUid, Request, Stage, Turn, decode_hello,
+    decode_response, encode_request,
 };
 
 /// How long ztunnel may take for its first word.
@@ -207,8 +207,12 @@ impl Session {
         if self.redirection == RedirectionState::ToTell
             && let Some(r) = desired.redirection()
         {
-            let bytes = encode_request(&Request::Redirection { mark: r.mark, mask: r.mask });
-            return Some((Sent::Redirection, Outgoing { bytes, fds: vec![r.bypass.as_fd()] }));
+            let (exempt_mark, fds) = match &r.exempt {
+                Exemption::Storage(bypass) => (None, vec![bypass.as_fd()]),
+                Exemption::Mark(mark) => (Some(*mark), Vec::new()),
+            };
+            let bytes = encode_request(&Request::Redirection { mark: r.mark, mask: r.mask, exempt_mark });
+            return Some((Sent::Redirection, Outgoing { bytes, fds }));
         }
         if let Some(turn) = self.turns.as_ref().and_then(|turns| turns.due(role)) {
             return Some(say(turn));

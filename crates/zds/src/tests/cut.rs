@@ -212,7 +212,8 @@ fn what_cannot_be_done_is_answered_with_the_reason() {
     let info = pod("a", "one").info;
     let add = crate::Add { uid: PodUid::new("a"), info, attached: Vec::new(), dns: false };
     assert!(refused(crate::Request::Add(add)).contains("network namespace"));
-    assert!(refused(crate::Request::Redirection { mark: 1, mask: 1 }).contains("first"));
+    let redirection = crate::Request::Redirection { mark: 1, mask: 1, exempt_mark: None };
+    assert!(refused(redirection).contains("first"));
     assert!(refused(crate::Request::Unknown).contains("does not know"));
 }
 

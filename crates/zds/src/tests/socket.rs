@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use super::{Registry, pod};
 use crate::agent::{AddError, Redirection, RemoveError, Server, Standing, Workload};
 use crate::ztunnel::{Client, Event};
-use crate::{Kept, PodState, PodUid, Stage, Turn, encode_hello};
+use crate::{Exemption, Kept, PodState, PodUid, Stage, Turn, encode_hello};
 
 pub(super) struct Agent {
     pub(super) server: Server,
@@ -26,7 +26,8 @@ pub(super) fn some_fd() -> OwnedFd {
 pub(super) fn agent() -> Agent {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("zds.sock");
-    let redirection = Redirection { mark: 0x0a40_0000, mask: 0x0fc0_0000, bypass: Arc::new(some_fd()) };
+    let redirection =
+        Redirection { mark: 0x0a40_0000, mask: 0x0fc0_0000, exempt: Exemption::Storage(Arc::new(some_fd())) };
     let server = Server::new(Some(redirection));
     let serving = serve(&server, &path);
     Agent { server, path, serving, _folder: folder }

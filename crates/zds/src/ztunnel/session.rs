@@ -9,7 +9,8 @@ use thiserror::Error;
 
 use super::Event;
 use crate::{
-    Add, Attached, DecodeError, Hello, Kept, PodUid, Request, decode_request, encode_hello, encode_response,
+    Add, Attached, DecodeError, Exemption, Hello, Kept, PodUid, Request, decode_request, encode_hello,
+    encode_response,
 };
 
 /// One connection to an agent: checks what comes, and that each message is answered before the next.
@@ -80,15 +81,20 @@ impl Session {
     fn event(&mut self, request: Request, fds: Vec<OwnedFd>, first: bool) -> Result<Event, String> {
         let mut fds = fds.into_iter();
         match request {
-            Request::Redirection { mark, mask } => {
+            Request::Redirection { mark, mask, exempt_mark } => {
                 if !first {
                     return Err("the redirection must be the first message".to_owned());
                 }
-                let bypass = fds.next().ok_or("the redirection came without the bypass storage")?;
+                let exempt = match (exempt_mark, fds.next()) {
+                    (Some(mark), None) => Exemption::Mark(mark),
+                    (None, Some(bypass)) => Exemption::Storage(bypass),
+                    (None, None) => return Err("the redirection came without the bypass storage".to_owned()),
+                    (Some(_), Some(_)) => return Err("the redirection exempts in two ways".to_owned()),
+                };
                 if mask == 0 || mark & !mask != 0 || mark == 0 {
                     return Err(format!("mark {mark:#x} under mask {mask:#x} tells nothing apart"));
                 }
-                Ok(Event::Redirection { mark, mask, bypass })
+                Ok(Event::Redirection { mark, mask, exempt })
             }
             Request::Add(Add { uid, info, attached, dns }) => {
                 let netns = fds.next().ok_or("the pod came without its network namespace")?;
