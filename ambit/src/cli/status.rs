@@ -51,9 +51,13 @@ fn ztunnels(node: &NodeStatus) -> String {
 
 fn table(place: &Place, status: &Status) -> Vec<String> {
     let pid = |pid: Option<u32>| pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-    let redirection = match status.redirection {
+    let by = match status.redirection {
         Redirection::Ebpf => "ebpf",
         Redirection::Nftables => "nftables",
+    };
+    let redirection = match &status.redirection_reason {
+        Some(reason) => format!("{by} ({reason})"),
+        None => by.to_owned(),
     };
     let mut lines = vec![
         format!(

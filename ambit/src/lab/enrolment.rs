@@ -8,12 +8,14 @@ use k8s_openapi::api::core::v1::Pod;
 use manifest::{Kind, ObjectKey, label};
 use net::Netns;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::api::Laggard;
 use super::control::NETNS;
 use super::http;
+use super::status::Redirection;
 use super::store::{Store, name, namespace};
 use super::system::AGENT_HTTP;
 
@@ -119,12 +121,26 @@ pub(crate) fn wanted(store: &Store) -> BTreeSet<String> {
     wanted.filter_map(|pod| pod.metadata.uid.clone()).collect()
 }
 
-/// How often an agent is asked when something is expected to change, and otherwise.
+/// How often an agent is asked before its first answer and when something is expected to change, and otherwise.
 const BUSY: Duration = Duration::from_millis(20);
 const IDLE: Duration = Duration::from_secs(1);
 
-/// What an agent said, of which node.
-pub(crate) type Said = (String, BTreeMap<String, AgentPod>);
+/// How an agent's node redirects, and why so.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct AgentRedirection {
+    pub(crate) redirection: Redirection,
+    pub(crate) reason: String,
+}
+
+/// What an agent said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Said {
+    /// Of which node.
+    pub(crate) node: String,
+    pub(crate) pods: BTreeMap<String, AgentPod>,
+    /// Nothing where it has not said.
+    pub(crate) redirection: Option<AgentRedirection>,
+}
 
 /// Asks an agent again and again and passes on what is new; `busy` tells when to ask often. Never ends; cancel-safe.
 pub(crate) async fn follow(
@@ -140,11 +156,12 @@ pub(crate) async fn follow(
             && last.as_ref() != Some(&pods)
         {
             last = Some(pods.clone());
-            if said.send((node.clone(), pods)).await.is_err() {
+            let redirection = page(&netns, "/debug/redirection").await;
+            if said.send(Said { node: node.clone(), pods, redirection }).await.is_err() {
                 return std::future::pending().await;
             }
         }
-        if *busy.borrow_and_update() {
+        if *busy.borrow_and_update() || last.is_none() {
             sleep(BUSY).await;
         } else {
             // Ends early when there is something to do.
@@ -154,12 +171,16 @@ pub(crate) async fn follow(
 }
 
 async fn ask(netns: &Netns) -> Option<BTreeMap<String, AgentPod>> {
-    let agent = SocketAddr::from(([127, 0, 0, 1], AGENT_HTTP));
-    let (status, body) = http::get(netns, agent, "/debug/pods", &[], IDLE).await.ok()?;
-    let mut pods: Vec<AgentPod> = serde_json::from_slice(&body).ok().filter(|_| status == 200)?;
+    let mut pods: Vec<AgentPod> = page(netns, "/debug/pods").await?;
     // Of two sandboxes of one pod the one that is taken in counts.
     pods.sort_by_key(|pod| pod.state == State::Enrolled);
     Some(pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect())
+}
+
+async fn page<T: DeserializeOwned>(netns: &Netns, path: &str) -> Option<T> {
+    let agent = SocketAddr::from(([127, 0, 0, 1], AGENT_HTTP));
+    let (status, body) = http::get(netns, agent, path, &[], IDLE).await.ok()?;
+    serde_json::from_slice(&body).ok().filter(|_| status == 200)
 }
 
 #[cfg(test)]

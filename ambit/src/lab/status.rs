@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Status {
     /// How pods' traffic reaches ztunnel.
     pub(crate) redirection: Redirection,
+    /// Why so, where that is not by eBPF.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) redirection_reason: Option<String>,
     pub(crate) supervisor_pid: u32,
     /// Nothing while it does not run.
     pub(crate) istiod_pid: Option<u32>,
@@ -75,6 +78,7 @@ mod tests {
     fn the_words_are_those_that_scripts_rely_on() {
         let status = Status {
             redirection: Redirection::Ebpf,
+            redirection_reason: None,
             supervisor_pid: 1,
             istiod_pid: None,
             nodes: vec![NodeStatus {

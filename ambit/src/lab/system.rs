@@ -110,7 +110,7 @@ impl std::fmt::Display for Part {
 /// The settings of `ambit lab up` itself that go on to all parts.
 pub(crate) fn passed_on() -> Vec<(String, String)> {
     let set = |name: &&str| Some(((*name).to_owned(), std::env::var(name).ok()?));
-    ["RUST_LOG", "AMBIT_SECCOMP", "XDS_ON_DEMAND"].iter().filter_map(set).collect()
+    ["RUST_LOG", "AMBIT_SECCOMP", "AMBIT_REDIRECTION", "XDS_ON_DEMAND"].iter().filter_map(set).collect()
 }
 
 /// How a process is started.

@@ -100,8 +100,7 @@ pub(super) async fn lab(place: &Place, machine: &Machine, count: u8) -> anyhow::
         keeper: keeper.clone(),
         place: place.clone(),
     };
-    let outside =
-        Outside { place: place.clone(), nodes, kubelet, directory, keeper, tables, zone, trust, busy };
+    let outside = Outside { nodes, kubelet, directory, keeper, tables, zone, trust, busy };
     let cluster = Cluster::new(outside, plans, fabric.has_v6);
     Ok(Lab { cluster, messages, listener, lookout, tasks })
 }
@@ -157,7 +156,7 @@ fn follow_agents(
         let name = node.plan.name.clone();
         tasks.spawn(enrolment::follow(name, node.netns.clone(), said.clone(), busy.clone()));
     }
-    tasks.spawn(pass(heard, messages.clone(), |(node, pods)| Message::Agent(node, pods)));
+    tasks.spawn(pass(heard, messages.clone(), Message::Agent));
 }
 
 /// Passes news of one kind on as messages.

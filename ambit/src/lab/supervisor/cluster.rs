@@ -14,12 +14,11 @@ use crate::lab::admission::{self, LabelEdit, Text};
 use crate::lab::api::PodReference;
 use crate::lab::control::{self, ENROLLED, Facts};
 use crate::lab::dns::Zone;
-use crate::lab::enrolment::{self, AgentPod, Enrolments};
+use crate::lab::enrolment::{self, AgentRedirection, Enrolments, Said};
 use crate::lab::keeper::Keeper;
 use crate::lab::kubelet::{Entrance, Happening, Kubelet, PodEvent};
 use crate::lab::network::Node;
 use crate::lab::objects::{Directory, Edit};
-use crate::lab::place::Place;
 use crate::lab::status::Status;
 use crate::lab::store::{Mint, Store};
 use crate::lab::system::Part;
@@ -31,7 +30,7 @@ use crate::lab::{system, translation};
 pub(super) enum Message {
     Pod(PodEvent),
     /// What a node's agent says of its pods.
-    Agent(String, BTreeMap<String, AgentPod>),
+    Agent(Said),
     /// A change of the objects, and who wants to know what became of it.
     Change(Wish, oneshot::Sender<Result<Changed, Vec<String>>>),
     View(oneshot::Sender<View>),
@@ -81,7 +80,6 @@ pub(super) struct Tables {
 /// What the cluster acts on.
 #[derive(Debug)]
 pub(super) struct Outside {
-    pub(super) place: Place,
     pub(super) nodes: Vec<Node>,
     pub(super) kubelet: Kubelet,
     pub(super) directory: Directory,
@@ -103,6 +101,8 @@ pub(crate) struct Cluster {
     pub(super) store: Store,
     vips: VipCursor,
     pub(super) enrolments: Enrolments,
+    /// How nodes redirect, as far as their agents have said.
+    pub(super) redirections: BTreeMap<String, AgentRedirection>,
     pub(super) revision: u64,
     /// Something happened since the controllers last worked.
     stale: bool,
@@ -117,6 +117,7 @@ impl Cluster {
             store: Store::default(),
             vips: VipCursor::default(),
             enrolments: Enrolments::new(),
+            redirections: BTreeMap::new(),
             revision: 0,
             stale: true,
         }
@@ -154,7 +155,7 @@ impl Cluster {
         // Who asked and went away does not want the answer.
         match message {
             Message::Pod(event) => self.pod(event),
-            Message::Agent(node, pods) => self.agent(node, pods),
+            Message::Agent(said) => self.agent(said),
             Message::Change(wish, to) => {
                 let before = enrolment::wanted(&self.store);
                 let changed = self.change(wish);
@@ -207,7 +208,11 @@ impl Cluster {
     }
 
     /// Writes onto the pods what the agent says; in a cluster it does that itself.
-    fn agent(&mut self, node: String, pods: BTreeMap<String, AgentPod>) {
+    fn agent(&mut self, said: Said) {
+        let Said { node, pods, redirection } = said;
+        if let Some(redirection) = redirection {
+            self.redirections.insert(node.clone(), redirection);
+        }
         self.enrolments.insert(node, pods);
         let mint = &mut Mint::of_machine();
         let mut changed = Vec::new();

@@ -1,7 +1,6 @@
 //! What those who ask are shown of a lab's state.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use k8s_openapi::api::core::v1::Pod;
 use manifest::{Kind, ObjectKey};
@@ -72,8 +71,11 @@ impl Cluster {
                 older_connections: seen.map_or(0, |seen| seen.older_connections),
             }
         });
+        // Nodes may differ; the one that has less is what its user should know of.
+        let fallback = self.redirections.values().find(|told| told.redirection == Redirection::Nftables);
         Status {
-            redirection: redirection(&self.outside.place.bpffs()),
+            redirection: fallback.map_or(Redirection::Ebpf, |fallback| fallback.redirection),
+            redirection_reason: fallback.map(|fallback| fallback.reason.clone()),
             supervisor_pid: std::process::id(),
             istiod_pid: pids.serving.get(&Part::Istiod).copied(),
             nodes: nodes.collect(),
@@ -142,13 +144,4 @@ fn unready(pod: &Pod) -> Option<Laggard> {
     let why = conditions().find_map(|condition| condition.message.clone());
     let who = format!("pod {}/{}", namespace(&pod.metadata), name(&pod.metadata));
     Some(Laggard::new(who, why.unwrap_or_else(|| "is not ready".to_owned())))
-}
-
-/// Agents that redirect by eBPF have their programs pinned; those that cannot have none.
-fn redirection(bpffs: &Path) -> Redirection {
-    let mut instances = std::fs::read_dir(bpffs.join("ambit")).into_iter().flatten().flatten();
-    let has_pins = |dir: std::fs::DirEntry| {
-        std::fs::read_dir(dir.path().join("v1")).is_ok_and(|mut pins| pins.next().is_some())
-    };
-    if instances.any(has_pins) { Redirection::Ebpf } else { Redirection::Nftables }
 }
