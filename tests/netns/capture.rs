@@ -102,6 +102,10 @@ fn a_forged_mark_does_not_bypass_capture() {
     let server = lab.ip("app", "server");
     // What the pod could guess: the proxy mark of peers, our own mark, and marks of other parties.
     for mark in ["0x539", "0x111", "0x0a000000", "0x4000", "0xffffffff"] {
+        if mark == "0x539" && lab.is_by_nftables() {
+            // There it is what exempts ztunnel's sockets (docs/threat-model.md).
+            continue;
+        }
         let script = format!(
             "import socket\n\
              s = socket.socket()\n\

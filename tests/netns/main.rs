@@ -8,6 +8,7 @@ mod dns;
 mod documents;
 mod enrolment;
 mod envoy;
+mod fallback;
 mod families;
 mod faults;
 mod floods;

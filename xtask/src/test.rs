@@ -34,6 +34,8 @@ enum Tier {
     Sim,
     /// Real processes in real network namespaces; needs root.
     Netns,
+    /// Some of the same by the redirection of kernels that take no eBPF programs, all in a full run; needs root.
+    Fallback,
     /// Parsers that a peer can reach, against what a fuzzer thinks of.
     Fuzz,
 }
@@ -48,14 +50,24 @@ const ORIGINS: [(&str, &str); 2] = [("PROPTEST_RNG_SEED", "1"), ("AMBIT_SEED_ORI
 const SIM: &str = "binary(=sim) or test(/(^|::)sim::/)";
 const NETNS: &str = "binary(=netns) or test(/(^|::)netns::/)";
 
+/// The tests that bring up a whole lab, which all can do by either redirection.
+const LABS: &str = "binary(=netns) and package(ambit-tests)";
+/// Those of them that see most of what differs between the two.
+const FALLBACK: &str = "binary(=netns) and package(ambit-tests) and \
+                        (test(/^capture::/) or test(/^enrolment::/) or test(/^probes::/) or test(/^protocols::/) or \
+                        test(/^families::/) or test(/^dns::/) or test(/^swap::/) or test(/^policy::peer/))";
+/// What the lab passes on to its agents.
+const BY_NFTABLES: (&str, &str) = ("AMBIT_REDIRECTION", "nftables");
+
 impl Tier {
-    const ALL: [Self; 4] = [Self::Unit, Self::Sim, Self::Netns, Self::Fuzz];
+    const ALL: [Self; 5] = [Self::Unit, Self::Sim, Self::Netns, Self::Fallback, Self::Fuzz];
 
     fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
             Self::Sim => "sim",
             Self::Netns => "netns",
+            Self::Fallback => "fallback",
             Self::Fuzz => "fuzz",
         }
     }
@@ -63,12 +75,13 @@ impl Tier {
     fn run(self, full: bool) -> anyhow::Result<Tally> {
         match self {
             Self::Unit => {
-                let mut tally = nextest(&format!("not ({SIM} or {NETNS})"), full)?;
+                let mut tally = nextest(&format!("not ({SIM} or {NETNS})"), full, &[])?;
                 tally.add(doc_tests()?);
                 Ok(tally)
             }
-            Self::Sim => nextest(&format!("({SIM}) and not ({NETNS})"), full),
-            Self::Netns => nextest(NETNS, full),
+            Self::Sim => nextest(&format!("({SIM}) and not ({NETNS})"), full, &[]),
+            Self::Netns => nextest(NETNS, full, &[]),
+            Self::Fallback => nextest(if full { LABS } else { FALLBACK }, full, &[BY_NFTABLES]),
             Self::Fuzz => fuzz::run(full),
         }
     }
@@ -78,7 +91,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let tiers: Vec<Tier> =
         Tier::ALL.into_iter().filter(|t| options.tiers.is_empty() || options.tiers.contains(t)).collect();
     let nextest_needed = tiers.iter().any(|t| *t != Tier::Fuzz);
-    if tiers.contains(&Tier::Netns) {
+    if tiers.iter().any(|tier| matches!(tier, Tier::Netns | Tier::Fallback)) {
         stage::run("packages", || setup::packages(&[setup::LAB, setup::TESTS]));
         stage::run("envoy", setup::envoy::install);
     }
@@ -126,7 +139,7 @@ fn conclude(results: &[(&str, Tally)]) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn nextest(filter: &str, full: bool) -> anyhow::Result<Tally> {
+fn nextest(filter: &str, full: bool, settings: &[(&str, &str)]) -> anyhow::Result<Tally> {
     let profile = if full { "full" } else { "tiers" };
     // nextest keeps its reports below the workspace, wherever the build goes (`[store]` in .config/nextest.toml).
     let report = repo::root().join(format!("target/nextest/{profile}/junit.xml"));
@@ -139,6 +152,7 @@ fn nextest(filter: &str, full: bool) -> anyhow::Result<Tally> {
     } else {
         run = ORIGINS.into_iter().fold(run, |run, (name, value)| run.env(name, value));
     }
+    run = settings.iter().fold(run, |run, (name, value)| run.env(name, value));
     let status = run.status()?;
     // A tier without a test has no report either, and is as wrong.
     let xml = std::fs::read_to_string(&report)

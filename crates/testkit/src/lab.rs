@@ -87,6 +87,14 @@ impl Lab {
     /// # Panics
     /// Where the lab does not come up although it could.
     pub fn up_with(manifests: &str, settings: &[(&str, &str)]) -> Option<Self> {
+        Self::up_under(&[], manifests, settings)
+    }
+
+    /// The same, where `launcher` is the command that starts it: all that the lab consists of inherits from that.
+    ///
+    /// # Panics
+    /// Where the lab does not come up although it could.
+    pub fn up_under(launcher: &[&str], manifests: &str, settings: &[(&str, &str)]) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             crate::ignore("needs root: namespaces and eBPF");
             return None;
@@ -97,7 +105,15 @@ impl Lab {
         let files = TempDir::new().expect("a folder for manifests");
         let lab = Self { name, files };
         let file = lab.write("world.yaml", manifests);
-        let mut up = Command::new(program("ambit"));
+        let ambit = program("ambit");
+        let mut up = match launcher {
+            [] => Command::new(ambit),
+            [launcher, arguments @ ..] => {
+                let mut up = Command::new(launcher);
+                up.args(arguments).arg(ambit);
+                up
+            }
+        };
         up.args(["lab", "up", "--nodes", "2", "--detach", "-f", &file]).env("AMBIT_LAB_NAME", &lab.name);
         run(up.envs(settings.iter().copied())).expect_ok();
         Some(lab)
@@ -106,6 +122,16 @@ impl Lab {
     /// Runs `ambit` for this lab.
     pub fn ambit<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Output {
         run(Command::new(program("ambit")).args(arguments).env("AMBIT_LAB_NAME", &self.name))
+    }
+
+    /// Runs any other command, as root of this machine.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        run(Command::new(program).args(arguments))
+    }
+
+    /// Whether connections are captured by nftables, as `AMBIT_REDIRECTION` has it for a whole run.
+    pub fn is_by_nftables(&self) -> bool {
+        self.status()["redirection"] == "nftables"
     }
 
     /// Runs a command in a pod, `namespace/name`.

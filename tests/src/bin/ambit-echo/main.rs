@@ -7,6 +7,7 @@ mod greet;
 mod hold;
 mod http;
 mod load;
+mod without_bpf;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -40,6 +41,8 @@ enum Mode {
     Hold(hold::Hold),
     /// Opens connections, says something on each, and then neither reads nor ends until it is ended itself.
     Crowd(crowd::Crowd),
+    /// Runs a command that the kernel refuses bpf(2).
+    WithoutBpf(without_bpf::WithoutBpf),
 }
 
 #[derive(clap::Args)]
@@ -62,6 +65,7 @@ async fn main() -> anyhow::Result<()> {
         Mode::Load(load) => load.run().await,
         Mode::Hold(hold) => hold.run().await,
         Mode::Crowd(crowd) => crowd.run().await,
+        Mode::WithoutBpf(command) => command.run(),
     }
 }
 
