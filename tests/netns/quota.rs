@@ -134,3 +134,17 @@ fn descriptors_and_memory_stay_flat_however_many_connections_come_and_go() {
         );
     }
 }
+
+/// The node's proxy connects to the application in the client's name, and so has no more ports than one client has.
+#[test]
+fn a_client_that_connects_often_finds_a_port_whoever_closes_first() {
+    let Some(lab) = world() else { return };
+    let netns = lab.pod("app", "server")["netns"].as_str().expect("a path").to_owned();
+    let few = "echo 50000 50199 > /proc/sys/net/ipv4/ip_local_port_range";
+    lab.run("nsenter", &[&format!("--net={netns}"), "sh", "-c", few]).expect_ok();
+    // Five times the ports, within a tenth of the time that each rests.
+    let url = format!("http://{}:8080/", lab.ip("app", "server"));
+    let load = ["ambit-echo", "load", &url, "--callers", "1", "--pause-ms", "8", "--requests", "1000"];
+    let told = lab.exec("app/client", &load).json();
+    assert_eq!((&told["ok"], &told["failed"]), (&1000.into(), &0.into()), "{told}");
+}

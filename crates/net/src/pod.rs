@@ -6,12 +6,16 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use socket2::Socket;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::seam::{Accepted, Listener, Network, Stream};
-use crate::tcp::{self, Bind, Dial};
+use crate::tcp::{self, Bind, Dial, Source};
 use crate::udp::{self, Impostor};
 use crate::{Netns, NetnsError};
+
+/// How many ports are tried where all are taken. The chance that all of them are in use is small where half of them are.
+const DRAWS: u32 = 32;
 
 /// Exempts a socket from capture, before it connects or listens.
 pub type Exempt = Arc<dyn Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync>;
@@ -53,6 +57,35 @@ impl PodNetwork {
         self.netns.run(|| udp::capture(v6)).map_err(into_io)?
     }
 
+    fn socket_for(&self, to: SocketAddr) -> io::Result<Socket> {
+        let socket = self.netns.run(|| tcp::socket_for(to)).map_err(into_io)??;
+        if let Some(exempt) = &self.exempt {
+            exempt(socket.as_fd())?;
+        }
+        Ok(socket)
+    }
+
+    /// See [`tcp::retake`]. Ports are drawn, the first ones of the parity that `bind` gives out.
+    async fn connect_from_a_taken_port(&self, dial: &Dial) -> io::Result<TcpStream> {
+        let ports = self.netns.run(tcp::local_ports).map_err(into_io)??;
+        let mut last = None;
+        for draw in 0..DRAWS {
+            let drawn = rand::random_range(ports.clone());
+            let like_binds = (drawn ^ ports.start()) & 1 == 1;
+            let port = if draw < DRAWS / 2 && !like_binds { drawn ^ 1 } else { drawn };
+            let socket = self.socket_for(dial.to)?;
+            let connected = match tcp::retake(&socket, dial, port) {
+                Ok(()) => tcp::connect(socket, dial.to).await,
+                Err(error) => Err(error),
+            };
+            match connected {
+                Err(error) if is_taken(&error) => last = Some(error),
+                connected => return connected,
+            }
+        }
+        Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
+    }
+
     /// Opens what answers captured datagrams.
     pub fn impostor(&self) -> io::Result<Impostor> {
         self.netns.run(Impostor::open).map_err(into_io)?
@@ -62,12 +95,17 @@ impl PodNetwork {
     ///
     /// Must be called within the runtime that will use it.
     pub fn datagrams_to(&self, to: SocketAddr, mark: u32) -> io::Result<tokio::net::UdpSocket> {
-        let before = |socket: &socket2::Socket| {
+        let before = |socket: &Socket| {
             socket.set_mark(mark)?;
             self.exempt.as_ref().map_or(Ok(()), |exempt| exempt(socket.as_fd()))
         };
         tokio::net::UdpSocket::from_std(self.netns.run(|| udp::connected(to, before)).map_err(into_io)??)
     }
+}
+
+/// Whether it says that the port is in use.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
 
 impl Network for PodNetwork {
@@ -79,12 +117,16 @@ impl Network for PodNetwork {
     }
 
     async fn connect(&self, dial: &Dial) -> io::Result<TcpStream> {
-        let socket = self.netns.run(|| tcp::socket_for(dial.to)).map_err(into_io)??;
-        tcp::prepare(&socket, dial)?;
-        if let Some(exempt) = &self.exempt {
-            exempt(socket.as_fd())?;
+        let socket = self.socket_for(dial.to)?;
+        match (tcp::prepare(&socket, dial), dial.source) {
+            (Err(error), Source::Foreign(_)) if error.kind() == io::ErrorKind::AddrInUse => {
+                self.connect_from_a_taken_port(dial).await
+            }
+            (prepared, _) => {
+                prepared?;
+                tcp::connect(socket, dial.to).await
+            }
         }
-        tcp::connect(socket, dial.to).await
     }
 
     fn holds(&self, address: IpAddr) -> io::Result<bool> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
@@ -78,6 +79,8 @@ pub enum Source {
     /// apart by the port alone: one that both use is a SYN that reaches the wrong socket. So it can't be the original
     /// port, and Linux must not choose it at `connect`, as it does for the owner, perhaps from the same table: there
     /// it takes ports of one parity as long as it can, but of the other at `bind`.
+    ///
+    /// Where all ports are taken, see [`retake`].
     Foreign(IpAddr),
 }
 
@@ -114,34 +117,51 @@ pub fn socket_for(to: SocketAddr) -> io::Result<Socket> {
 
 /// Gives a socket what a connection needs before `connect`. The namespace no longer matters.
 pub fn prepare(socket: &Socket, dial: &Dial) -> io::Result<()> {
+    prepare_at(socket, dial, 0)
+}
+
+fn prepare_at(socket: &Socket, dial: &Dial, port: u16) -> io::Result<()> {
     steady(&SockRef::from(socket))?;
     if let Some(mark) = dial.mark {
         socket.set_mark(mark)?;
     }
-    let from = match dial.source {
-        Source::Own => return Ok(()),
-        Source::Local(ip) => ip,
-        Source::Foreign(ip) => {
-            transparent(socket, dial.to.is_ipv6(), false)?;
-            ip
-        }
-    };
+    let (Source::Local(from) | Source::Foreign(from)) = dial.source else { return Ok(()) };
     if from.is_ipv4() != dial.to.is_ipv4() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "the source address is of another family than the destination",
         ));
     }
-    let from = SocketAddr::new(from, 0).into();
     if matches!(dial.source, Source::Foreign(_)) {
-        match socket.bind(&from) {
-            // Every port of that address is taken; those taken for another destination can still serve this one.
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-            bound => return bound,
-        }
+        transparent(socket, dial.to.is_ipv6(), false)?;
+        // Also when it rests after its connection, its port can then be taken again.
+        socket.set_reuse_address(true)?;
+    } else {
+        port_at_connect(socket.as_fd())?;
     }
-    port_at_connect(socket.as_fd())?;
-    socket.bind(&from)
+    socket.bind(&SocketAddr::new(from, port).into())
+}
+
+/// The same with a port of an address of which every port is taken, which [`prepare`] says with
+/// [`io::ErrorKind::AddrInUse`].
+///
+/// A port that is taken for another destination can serve this one too, and so can one that rests after its connection
+/// (TIME_WAIT, a minute): its next is told apart by its timestamps (RFC 6191). Otherwise a client could make no more than the
+/// 470 connections a second for which 28,000 ports are enough. Where the port that is drawn is in use after all, connecting
+/// fails with [`io::ErrorKind::AddrNotAvailable`], and another may be drawn for another socket.
+pub fn retake(socket: &Socket, dial: &Dial, port: u16) -> io::Result<()> {
+    prepare_at(socket, dial, port)
+}
+
+/// The ports that the kernel gives out in the calling thread's network namespace (`net.ipv4.ip_local_port_range`, for IPv6
+/// too).
+pub fn local_ports() -> io::Result<RangeInclusive<u16>> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    let mut ends = text.split_whitespace().map(str::parse);
+    match (ends.next(), ends.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Ok(first..=last),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, text)),
+    }
 }
 
 /// Dials from the calling thread's network namespace; the socket is prepared by [`prepare`].
