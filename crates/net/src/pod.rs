@@ -70,9 +70,7 @@ impl PodNetwork {
         let ports = self.netns.run(tcp::local_ports).map_err(into_io)??;
         let mut last = None;
         for draw in 0..DRAWS {
-            let drawn = rand::random_range(ports.clone());
-            let like_binds = (drawn ^ ports.start()) & 1 == 1;
-            let port = if draw < DRAWS / 2 && !like_binds { drawn ^ 1 } else { drawn };
+            let port = tcp::draw_port(&ports, draw < DRAWS / 2, &mut rand::rng());
             let socket = self.socket_for(dial.to)?;
             let connected = match tcp::retake(&socket, dial, port) {
                 Ok(()) => tcp::connect(socket, dial.to).await,

@@ -164,6 +164,19 @@ pub fn local_ports() -> io::Result<RangeInclusive<u16>> {
     }
 }
 
+/// A port of this range; `like_binds`: of the parity that Linux gives out at `bind`, which is not the first port's.
+pub fn draw_port(ports: &RangeInclusive<u16>, like_binds: bool, rng: &mut impl rand::Rng) -> u16 {
+    let drawn = rng.random_range(ports.clone());
+    if !like_binds || (drawn ^ ports.start()) & 1 == 1 {
+        drawn
+    } else if drawn < *ports.end() {
+        drawn + 1
+    } else {
+        // The last port, of the first one's parity: unless it is the only one, one of the other stands before it.
+        drawn.saturating_sub(1).max(*ports.start())
+    }
+}
+
 /// Dials from the calling thread's network namespace; the socket is prepared by [`prepare`].
 pub async fn connect(socket: Socket, to: SocketAddr) -> io::Result<tokio::net::TcpStream> {
     tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await
@@ -292,6 +305,21 @@ mod tests {
         let (accepted, _) = accepted.unwrap();
         assert_eq!(original_dst(&accepted, 15001).unwrap(), to, "and v4 where it came as v4-mapped");
         assert_eq!(original_dst(&accepted, to.port()).unwrap(), to, "also without connection tracking");
+    }
+
+    #[test]
+    fn a_port_that_is_drawn_is_in_range_and_of_the_parity_asked_for() {
+        let mut rng = rand::rng();
+        for ports in [50_000..=50_199, 50_000..=50_200, 50_001..=50_004, 7..=7, 65_534..=65_535, 65_535..=65_535] {
+            let drawn = |like_binds, rng: &mut _| {
+                (0..500).map(|_| draw_port(&ports, like_binds, rng)).collect::<std::collections::BTreeSet<_>>()
+            };
+            assert!(drawn(false, &mut rng).iter().all(|port| ports.contains(port)), "{ports:?}");
+            let like_binds = drawn(true, &mut rng);
+            assert!(like_binds.iter().all(|port| ports.contains(port)), "{ports:?}: {like_binds:?}");
+            let alone = ports.len() == 1;
+            assert!(alone || like_binds.iter().all(|p| (p ^ ports.start()) & 1 == 1), "{ports:?}: {like_binds:?}");
+        }
     }
 
     #[test]
