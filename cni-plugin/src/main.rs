@@ -37,21 +37,23 @@ fn begin(cli: Cli) -> anyhow::Result<()> {
     let seccomp = runtime::seccomp(&mut env);
     env.finish()?;
     let log = telemetry::log::init(log)?;
-    let chosen = match &cli.command {
-        None => Some(choose(&cli.run)?),
-        Some(_) => None,
-    };
+    match cli.command {
+        Some(Command::Cleanup(options)) => hardened(seccomp)?.block_on(remove(options)),
+        None => {
+            let chosen = choose(&cli.run)?;
+            hardened(seccomp)?.block_on(run(cli.run, chosen, log))
+        }
+    }
+}
+
+/// Gives up what the agent does not need from here on, and has a runtime for the rest.
+fn hardened(seccomp: bool) -> anyhow::Result<tokio::runtime::Runtime> {
     harden(Program::Agent, seccomp)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("no runtime can be started")?;
-    match (cli.command, chosen) {
-        (Some(Command::Cleanup(options)), _) => runtime.block_on(remove(options)),
-        (None, Some(chosen)) => runtime.block_on(run(cli.run, chosen, log)),
-        (None, None) => Ok(()),
-    }
+        .context("no runtime can be started")
 }
 
 /// Finds out how to redirect, before the agent gives up mounting and making namespaces.
