@@ -310,15 +310,22 @@ mod tests {
     #[test]
     fn a_port_that_is_drawn_is_in_range_and_of_the_parity_asked_for() {
         let mut rng = rand::rng();
-        for ports in [50_000..=50_199, 50_000..=50_200, 50_001..=50_004, 7..=7, 65_534..=65_535, 65_535..=65_535] {
+        for ports in
+            [50_000..=50_199, 50_000..=50_200, 50_001..=50_004, 7..=7, 65_534..=65_535, 65_535..=65_535]
+        {
             let drawn = |like_binds, rng: &mut _| {
-                (0..500).map(|_| draw_port(&ports, like_binds, rng)).collect::<std::collections::BTreeSet<_>>()
+                (0..500)
+                    .map(|_| draw_port(&ports, like_binds, rng))
+                    .collect::<std::collections::BTreeSet<_>>()
             };
             assert!(drawn(false, &mut rng).iter().all(|port| ports.contains(port)), "{ports:?}");
             let like_binds = drawn(true, &mut rng);
             assert!(like_binds.iter().all(|port| ports.contains(port)), "{ports:?}: {like_binds:?}");
             let alone = ports.len() == 1;
-            assert!(alone || like_binds.iter().all(|p| (p ^ ports.start()) & 1 == 1), "{ports:?}: {like_binds:?}");
+            assert!(
+                alone || like_binds.iter().all(|p| (p ^ ports.start()) & 1 == 1),
+                "{ports:?}: {like_binds:?}"
+            );
         }
     }
 

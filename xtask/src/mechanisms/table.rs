@@ -317,6 +317,22 @@ const ENDPOINTS: &[Mechanism] = &[
         tests: &["what_is_called_is_known_and_nothing_else", "a_service_is_not_reached_past_its_waypoint"],
     },
     Mechanism {
+        name: "double-hbone",
+        promise: "an endpoint in another network proves its own identity, within the gateway's tunnel",
+        file: "ztunnel/src/outbound/inside.rs",
+        on: "let key = Key { destinations: expect_ids.clone(), ..inside.gateway.clone() };",
+        off: "let (key, _) = (inside.gateway.clone(), expect_ids);",
+        tests: &["a_service_in_another_network_is_reached_through_its_gateway"],
+    },
+    Mechanism {
+        name: "weighted-waypoints",
+        promise: "several waypoints share a service's traffic by their weights",
+        file: "ztunnel/src/outbound/waypoint.rs",
+        on: "/ f64::from(w.weight)",
+        off: "/ f64::from(w.weight.min(1))",
+        tests: &["several_waypoints_share_by_weight"],
+    },
+    Mechanism {
         name: "proxy-identity",
         promise: "a proxy in the pod is told who comes (PROXY v2, TLV 0xD0)",
         file: "ztunnel/src/inbound/application.rs",
@@ -327,17 +343,54 @@ const ENDPOINTS: &[Mechanism] = &[
 ];
 
 /// What dies, and what is put in its place.
-const SWAP: &[Mechanism] = &[Mechanism {
-    name: "listeners-kept",
-    promise: "a ztunnel that dies refuses nobody: its listeners are kept",
-    file: "crates/zds/src/agent/desired.rs",
-    on: "            entry.kept = kept;\n",
-    off: "            drop(kept);\n",
-    tests: &["a_proxy_that_is_killed_refuses_nobody"],
-}];
+const SWAP: &[Mechanism] = &[
+    Mechanism {
+        name: "listeners-kept",
+        promise: "a ztunnel that dies refuses nobody: its listeners are kept",
+        file: "crates/zds/src/agent/desired.rs",
+        on: "            entry.kept = kept;\n",
+        off: "            drop(kept);\n",
+        tests: &["a_proxy_that_is_killed_refuses_nobody"],
+    },
+    Mechanism {
+        name: "swap-without-deadline",
+        promise: "a ztunnel that is replaced ends none of its connections",
+        file: "crates/runtime/src/tasks.rs",
+        on: "let hands_over = self.handover.is_cancelled();",
+        off: "let hands_over = false;",
+        tests: &[
+            "a_proxy_that_is_replaced_fails_no_connection_and_ends_none",
+            "who_hands_over_has_no_deadline",
+        ],
+    },
+    Mechanism {
+        name: "adoption",
+        promise: "an agent that comes again goes on with the pods that its predecessor captured",
+        file: "cni-plugin/src/roster.rs",
+        on: "self.pods.entry(key).or_insert_with(|| Entry::adopted(captured));",
+        off: "self.pods.entry(key).or_insert_with(|| Entry::adopted(captured && false));",
+        tests: &["what_an_earlier_process_captured_is_adopted"],
+    },
+];
 
 /// Redirection.
 const CAPTURE: &[Mechanism] = &[
+    Mechanism {
+        name: "probes",
+        promise: "the kubelet's probes reach applications under STRICT, known by their two ends",
+        file: "ebpf/loader/src/kubelet.rs",
+        on: "self.kubelet.netns.set(node).map_err(OpenError::Watch)?;",
+        off: "let _ = node;",
+        tests: &["probes_reach_applications_under_strict_and_strangers_do_not"],
+    },
+    Mechanism {
+        name: "ipv6",
+        promise: "a pod that has IPv6 alone is captured and served",
+        file: "ztunnel/src/config.rs",
+        on: "let ipv6 = env.switch(\"IPV6_ENABLED\", true);",
+        off: "let ipv6 = env.switch(\"IPV6_ENABLED\", false);",
+        tests: &["a_pod_with_ipv6_alone_is_in_the_mesh_like_any_other", "ipv6_is_captured_like_ipv4"],
+    },
     Mechanism {
         name: "bypass-counter",
         promise: "connections of enrolled pods that get past the mesh are counted",
